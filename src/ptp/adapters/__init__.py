@@ -1,0 +1,36 @@
+"""Model families. `adapter_for` finds the one that fits a model."""
+
+from transformers import PreTrainedModel
+
+from ..errors import UnsupportedModelError
+from .base import Adapter, QueryKey, Span
+from .internvl import InternVLAdapter
+
+ADAPTERS: tuple[type[Adapter], ...] = (InternVLAdapter,)
+
+__all__ = ["ADAPTERS", "Adapter", "QueryKey", "Span", "adapter_for", "check_model_type"]
+
+
+def check_model_type(model_type: str | None) -> type[Adapter]:
+    """The adapter of a `config.model_type`.
+
+    Raises:
+        UnsupportedModelError: no adapter takes it; the message lists those that exist.
+    """
+    for adapter in ADAPTERS:
+        if model_type in adapter.model_types:
+            return adapter
+    families = ", ".join(f"{a.family} (model_type {', '.join(a.model_types)})" for a in ADAPTERS)
+    raise UnsupportedModelError(
+        f"Model type {model_type!r} is not supported. Families that work: {families}, in the Hugging Face format."
+    )
+
+
+def adapter_for(model: PreTrainedModel) -> Adapter:
+    """Look at a model the way its family wants.
+
+    Raises:
+        UnsupportedModelError: the family, or this variant of it, cannot be pruned exactly.
+    """
+    config = getattr(model, "config", None)
+    return check_model_type(getattr(config, "model_type", None))(model)

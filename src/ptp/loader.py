@@ -1,0 +1,132 @@
+"""Loading a model with its processor, with torchvision and without it."""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+from transformers.models.internvl.processing_internvl import InternVLProcessor
+from transformers.utils import is_torchvision_available
+
+from .adapters import check_model_type
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ImageInternVLProcessor(InternVLProcessor):
+    """`InternVLProcessor` for pictures only: its video half cannot be built without torchvision."""
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        if argument_name == "video_processor" and argument is None:
+            return None
+        return super().check_argument_for_proper_class(argument_name, argument)
+
+
+def load(
+    name_or_path: str | Path | None = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    attn_implementation: str | None = None,
+) -> tuple[PreTrainedModel, Any]:
+    """Load a model, ready to generate, and its processor.
+
+    Args:
+        name_or_path: A checkpoint directory or hub id in the Hugging Face format; None is the embedded `ptp-tiny`.
+        device: Where the model goes, as "cpu", "cuda", "cuda:1", "mps".
+        dtype: "float32", "bfloat16", "float16" or a torch dtype; None is float32 on the CPU, bfloat16 elsewhere.
+        attn_implementation: "sdpa", "eager" or "flash_attention_2"; None leaves the choice to transformers.
+
+    Returns:
+        (model, processor). Code inside a checkpoint is never run.
+
+    Raises:
+        UnsupportedModelError: the model's family is not supported.
+        ValueError: unknown device or dtype, or a checkpoint that is missing or incomplete.
+    """
+    device = parse_device(device)
+    dtype = parse_dtype(dtype, device)
+    path = str(resources.files("ptp.tiny").joinpath("weights")) if name_or_path is None else str(name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{_model_problem(path)} ({_first_line(error)})") from error
+    check_model_type(config.model_type)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=attn_implementation)
+        processor = load_processor(path)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        raise ValueError(f"{_model_problem(path)} ({_first_line(error)})") from error
+    return model.eval().to(device), processor
+
+
+def load_processor(path: str) -> Any:
+    """The checkpoint's own processor; where torchvision is absent, the same one without its video half."""
+    if is_torchvision_available():
+        return AutoProcessor.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    # use_fast and friends do not matter here: without torchvision transformers picks the PIL image processor.
+    image_processor = AutoImageProcessor.from_pretrained(path)
+    config = AutoConfig.from_pretrained(path)
+    return ImageInternVLProcessor(
+        image_processor, tokenizer, None, image_seq_length=config.image_seq_length, chat_template=tokenizer.chat_template
+    )
+
+
+def parse_device(device: str | torch.device) -> torch.device:
+    """A torch device that exists on this machine; ValueError otherwise."""
+    try:
+        parsed = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be cpu, cuda, cuda:N or mps, got {str(device)!r}.") from error
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (parsed.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not present.get(parsed.type, False):
+        here = ", ".join(kind for kind in ("cpu", "cuda", "mps") if present[kind] and kind != parsed.type)
+        raise ValueError(f"device {str(device)!r} is not there. On this machine: {here}.")
+    return parsed
+
+
+def parse_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """A torch dtype from its name; None is float32 on the CPU (several times faster there) and bfloat16 elsewhere."""
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+    return DTYPES[dtype]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
+def _model_problem(path: str) -> str:
+    """Say what is wrong with a model path, as precisely as looking at it allows."""
+    directory = Path(path)
+    if not directory.exists():
+        return f"Model {path!r} is neither a directory here nor a checkpoint that could be fetched. Check the spelling."
+    needed = ["config.json", "tokenizer_config.json", "preprocessor_config.json"]
+    missing = [name for name in needed if not (directory / name).exists()]
+    if not any(directory.glob("*.safetensors")):
+        missing.append("*.safetensors")
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        missing += sorted(name for name in shards if not (directory / name).exists())
+    if missing:
+        return f"Model directory {path!r} is incomplete: {', '.join(missing)} missing. Download the whole checkpoint."
+    return f"Model {path!r} could not be loaded."

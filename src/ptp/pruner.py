@@ -1,0 +1,140 @@
+"""`Pruner`: the settings of a method, and the context manager that applies it to a model."""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from .adapters import adapter_for
+from .adapters.instruction import find_markers
+from .runtime import Engine, Picture, Trace
+from .selection import Selection, check_keep_ratio
+
+_attached: "weakref.WeakKeyDictionary[PreTrainedModel, Engine]" = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One point of the prefill where visual tokens leave.
+
+    Attributes:
+        layer: They leave at the input of this language-model layer; 0 is before the language model.
+        keep_ratio: Share of the picture's original visual tokens that stays.
+    """
+
+    layer: int
+    keep_ratio: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruner:
+    """A training-free visual-token pruning method: one line around `generate`.
+
+    Subclasses add their settings and `select`.
+
+    Attributes:
+        keep_ratio: Share of each picture's visual tokens kept, in (0, 1].
+        record_scores: Whether the trace keeps the score maps. Serving turns it off and pays nothing for them.
+    """
+
+    keep_ratio: float = 0.5
+    record_scores: bool = True
+
+    def __post_init__(self) -> None:
+        check_keep_ratio(self.keep_ratio)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Where tokens leave, in layer order."""
+        return (Stage(0, self.keep_ratio),)
+
+    @property
+    def vision_layer(self) -> int | None:
+        """Vision layer whose attention `select` reads; None reads no vision signals."""
+        return None
+
+    @property
+    def uses_instruction(self) -> bool:
+        """Whether `select` reads `picture.relevance`."""
+        return False
+
+    def select(self, picture: Picture, stage: Stage) -> Selection:
+        """Choose the tokens of one picture that stay: a subset of `picture.alive`, `total_budget` of them."""
+        raise NotImplementedError(f"{type(self).__name__} must define select(picture, stage).")
+
+    @contextmanager
+    def __call__(self, model: PreTrainedModel, processor: Any | None = None) -> Iterator[Trace]:
+        """Prune every prefill of `model` inside the context; on exit, also after an exception, nothing remains.
+
+        Args:
+            model: A Hugging Face model of a supported family.
+            processor: Its processor or tokenizer, for the instruction tokens; None uses the tokenizer saved with
+                the weights.
+
+        Yields:
+            The `Trace` of the newest prefill.
+
+        Raises:
+            UnsupportedModelError: the model cannot be pruned exactly.
+            ValueError: a setting does not fit the model, or it is already being pruned.
+        """
+        handle = attach(model, self, processor)
+        try:
+            yield handle.trace
+        finally:
+            handle.remove()
+
+
+class Handle:
+    """What `attach` returns: the trace of the newest prefill, and the way to stop pruning."""
+
+    def __init__(self, model: PreTrainedModel, engine: Engine) -> None:
+        self._model, self._engine = weakref.ref(model), engine
+
+    @property
+    def trace(self) -> Trace:
+        """The record of the newest prefill."""
+        return self._engine.trace
+
+    def remove(self) -> None:
+        """Stop pruning; the model is as it was. Calling it again does nothing."""
+        self._engine.detach()
+        model = self._model()
+        if model is not None and _attached.get(model) is self._engine:
+            del _attached[model]
+
+
+def attach(model: PreTrainedModel, pruner: Pruner, processor: Any | None = None) -> Handle:
+    """Prune every prefill of `model` from now on, until `handle.remove()`. Arguments and errors as `Pruner.__call__`."""
+    if model in _attached:
+        raise ValueError("The model is already being pruned. Leave that context, or call remove() on its handle, first.")
+    adapter = adapter_for(model)
+    layers = len(adapter.layers)
+    previous = -1
+    for stage in pruner.stages:
+        if not 0 <= stage.layer < layers:
+            raise ValueError(
+                f"prune_layer must be in [0, {layers - 1}] (the model has {layers} layers), got {stage.layer}. "
+                "0 prunes before the first."
+            )
+        if stage.layer <= previous:
+            raise ValueError(f"Stages must be at increasing layers, got layer {stage.layer} after {previous}. Reorder them.")
+        previous = stage.layer
+    if pruner.vision_layer is not None:
+        depth = model.config.vision_config.num_hidden_layers
+        if not -depth <= pruner.vision_layer < depth:
+            raise ValueError(
+                f"vision_layer must be in [-{depth}, {depth - 1}] for this model, got {pruner.vision_layer}. -1 is the last."
+            )
+    markers = find_markers(model, processor) if pruner.uses_instruction else None
+    engine = Engine(model, adapter, pruner, markers)
+    try:
+        engine.attach()
+    except BaseException:
+        engine.detach()
+        raise
+    _attached[model] = engine
+    return Handle(model, engine)

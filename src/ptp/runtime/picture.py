@@ -1,0 +1,50 @@
+"""What a method may look at when it decides about one picture."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Vision:
+    """Signals of the vision encoder, tile by tile, for all pictures of a batch.
+
+    Attributes:
+        patch_attention: (T, P) float32, [CLS] attention (or mean received attention) of each patch.
+        attention: (T, n) the same pooled onto visual tokens.
+        embeddings: (T, D) the [CLS] embedding of each tile (without [CLS]: the mean patch embedding).
+        thumbnails: (T, C, 24, 24) each tile's pixels shrunk, for finding the tile grid.
+    """
+
+    patch_attention: Tensor
+    attention: Tensor
+    embeddings: Tensor
+    thumbnails: Tensor
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the prompt, at one stage.
+
+    Attributes:
+        sizes: Visual tokens of each tile, in token order.
+        grid: (columns, rows) of its tiles, None for a single tile.
+        alive: (N',) ascending indices of the tokens that earlier stages left; all N at the first stage.
+        patch_attention: (T, P) float32, [CLS] attention (without [CLS]: mean received attention) of each patch.
+        attention: (T, n) the same pooled onto visual tokens.
+        embeddings: (T, D) the [CLS] embedding of each tile (without [CLS]: the mean patch embedding).
+        relevance: (N,) float32 instruction relevance, zero for tokens no longer alive; None where not asked for.
+    """
+
+    sizes: tuple[int, ...]
+    grid: tuple[int, int] | None
+    alive: Tensor
+    patch_attention: Tensor
+    attention: Tensor
+    embeddings: Tensor
+    relevance: Tensor | None
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens before any pruning, N."""
+        return sum(self.sizes)

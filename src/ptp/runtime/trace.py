@@ -1,0 +1,98 @@
+"""The record of what one prefill kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageTrace:
+    """What happened to one picture.
+
+    Attributes:
+        row: Its batch row.
+        num_tokens: Its visual tokens before pruning, N.
+        grid: (columns, rows) of its tiles, None for a single tile.
+        sizes: Visual tokens of each tile before pruning, in token order (the thumbnail, if any, last).
+        budgets: Visual tokens kept in each tile, in token order.
+        kept: (K,) int64 ascending indices into the picture's N visual tokens.
+        positions: (N,) int64 positions of those N tokens in the unpruned sequence of its row, padding included.
+        scores: Float32 maps: "region" (T,), "token", "instruction", "fused" (N,); empty where they were switched off.
+    """
+
+    row: int
+    num_tokens: int
+    grid: tuple[int, int] | None
+    sizes: tuple[int, ...]
+    budgets: list[int]
+    kept: Tensor
+    positions: Tensor
+    scores: dict[str, Tensor] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists, ready for JSON."""
+        return {
+            "row": self.row,
+            "num_tokens": self.num_tokens,
+            "grid": list(self.grid) if self.grid else None,
+            "sizes": list(self.sizes),
+            "budgets": list(self.budgets),
+            "kept": self.kept.tolist(),
+            "positions": self.positions.tolist(),
+            "scores": {name: [round(value, 6) for value in score.tolist()] for name, score in self.scores.items()},
+        }
+
+    def __str__(self) -> str:
+        kept = f"{self.num_tokens:,} -> {len(self.kept):,} visual tokens"
+        if self.grid is None:
+            return f"{kept}, one tile"
+        columns, rows = self.grid
+        width = max(len(str(budget)) for budget in self.budgets)
+        lines = [f"{kept}, {columns} x {rows} tiles and thumbnail"]
+        for r in range(rows):
+            lines.append("  " + " ".join(f"{budget:>{width}}" for budget in self.budgets[r * columns : (r + 1) * columns]))
+        return "\n".join([*lines, f"  thumbnail {self.budgets[-1]}"])
+
+
+@dataclass
+class Trace:
+    """The newest prefill: its pictures, batch row by batch row in prompt order, and what was saved.
+
+    A new prefill replaces it. Before any, and after a prompt without pictures, `images` is empty.
+
+    Attributes:
+        images: One `ImageTrace` per picture.
+        visual_tokens: (before, after), summed over the batch.
+        sequence_length: (before, after), the longest row.
+        cache_bytes: (before, after) of the whole KV cache after prefill, padding included.
+    """
+
+    images: Sequence[ImageTrace] = ()
+    visual_tokens: tuple[int, int] = (0, 0)
+    sequence_length: tuple[int, int] = (0, 0)
+    cache_bytes: tuple[int, int] = (0, 0)
+
+    def clear(self) -> None:
+        """Forget the last prefill."""
+        self.images, self.visual_tokens, self.sequence_length, self.cache_bytes = (), (0, 0), (0, 0), (0, 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists, ready for JSON."""
+        return {
+            "visual_tokens": list(self.visual_tokens),
+            "sequence_length": list(self.sequence_length),
+            "cache_bytes": list(self.cache_bytes),
+            "images": [image.to_dict() for image in self.images],
+        }
+
+    def __str__(self) -> str:
+        if not self.images:
+            return "no picture was pruned"
+        before, after = self.cache_bytes
+        tokens = "{:,} -> {:,} visual tokens".format(*self.visual_tokens)
+        lines = [f"{tokens}, KV cache {before / 2**20:.1f} -> {after / 2**20:.1f} MiB"]
+        for number, image in enumerate(self.images, 1):
+            lines.append(f"picture {number} (row {image.row}): {image}")
+        return "\n".join(lines)

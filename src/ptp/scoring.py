@@ -1,0 +1,195 @@
+"""Scores: how much a tile or a visual token matters. Pure functions, tensors in, scores out; higher is kept.
+
+Shape letters: B batch, S sequence, T tiles, P patches per tile, n visual tokens per tile, N visual tokens, H heads,
+D head width, R instruction tokens.
+"""
+
+import torch
+from torch import Tensor
+
+ROWS_PER_CHUNK = 128
+"""Instruction rows scored at a time, so that a long prompt costs no more memory than a short one."""
+
+
+def cls_attention(queries: Tensor, keys: Tensor, scale: float | None = None) -> Tensor:
+    """Score each patch by the attention [CLS] pays it, averaged over heads.
+
+    Args:
+        queries, keys: (T, H, 1 + P, D) of one vision layer, [CLS] at index 0.
+        scale: Factor on the dot products; None is D ** -0.5.
+
+    Returns:
+        (T, P) float32 in [0, 1]. A row sums to at most 1.
+
+    Source: token-level saliency of PTP, arXiv 2509.15704, section III.
+    """
+    q, k = queries[:, :, :1].float(), keys.float()
+    weights = (q @ k.mT * (scale or q.shape[-1] ** -0.5)).softmax(dim=-1)  # (T, H, 1, 1 + P)
+    return weights[:, :, 0, 1:].mean(dim=1)
+
+
+def received_attention(queries: Tensor, keys: Tensor, scale: float | None = None) -> Tensor:
+    """Score each patch by the mean attention it receives from all patches of its tile (encoders without [CLS]).
+
+    Args:
+        queries, keys: (T, H, P, D) of one vision layer.
+        scale: Factor on the dot products; None is D ** -0.5.
+
+    Returns:
+        (T, P) float32 in [0, 1]; a row sums to 1.
+
+    Our choice; the paper (arXiv 2509.15704) only treats encoders with [CLS]. One tile is scored at a time: P x P
+    weights of one tile are needed, those of all tiles never are.
+    """
+    factor = scale or queries.shape[-1] ** -0.5
+    rows = []
+    for q, k in zip(queries.float(), keys.float(), strict=True):
+        rows.append((q @ k.mT * factor).softmax(dim=-1).mean(dim=(0, 1)))
+    return torch.stack(rows)
+
+
+def pool_pixel_shuffle(scores: Tensor, factor: int) -> Tensor:
+    """Pool patch scores onto visual tokens: the mean over each `factor` x `factor` block of the pixel shuffle.
+
+    Args:
+        scores: (T, P), patches of a square tile in raster order.
+        factor: Patches per visual token along one side (InternVL: 2).
+
+    Returns:
+        (T, P / factor ** 2), visual tokens in raster order.
+    """
+    tiles, patches = scores.shape
+    side = round(patches**0.5)
+    if side * side != patches or side % factor:
+        raise ValueError(
+            f"scores must cover a square of patches whose side is a multiple of {factor}, got {patches} patches. "
+            f"Pass the patches of whole tiles, without [CLS]."
+        )
+    blocks = scores.view(tiles, side // factor, factor, side // factor, factor)
+    return blocks.mean(dim=(2, 4)).flatten(1)
+
+
+def thumbnail_attention(thumbnail: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Region saliency: the share of the thumbnail's [CLS] attention that falls on the area of each tile.
+
+    Args:
+        thumbnail: (P,) attention of the thumbnail's [CLS] to its patches, a square in raster order.
+        grid: (columns, rows) of the tiles. A patch that several tiles share is split by area.
+
+    Returns:
+        (columns * rows,) float32 shares in raster order; they sum to 1.
+
+    Our reconstruction of the region level of PTP (arXiv 2509.15704): the default source, see docs/results.
+    """
+    side = round(len(thumbnail) ** 0.5)
+    columns, rows = grid
+    square = thumbnail.float().view(side, side)
+    mass = _overlap(rows, side, square) @ square @ _overlap(columns, side, square).mT
+    return (mass / mass.sum().clamp_min(torch.finfo(mass.dtype).tiny)).flatten()
+
+
+def _overlap(tiles: int, patches: int, like: Tensor) -> Tensor:
+    """(tiles, patches): the share of each patch's side that lies in each tile, both covering the unit interval."""
+    tile = torch.arange(tiles, device=like.device, dtype=like.dtype)[:, None] / tiles
+    patch = torch.arange(patches, device=like.device, dtype=like.dtype)[None] / patches
+    common = torch.minimum(tile + 1 / tiles, patch + 1 / patches) - torch.maximum(tile, patch)
+    return common.clamp_min(0) * patches
+
+
+def attention_mass(attention: Tensor) -> Tensor:
+    """Region saliency: the strongest [CLS] attention inside each tile.
+
+    Args:
+        attention: (T, n) token saliency.
+
+    Returns:
+        (T,) float32 in [0, 1].
+    """
+    return attention.float().amax(dim=-1)
+
+
+def cls_similarity(tiles: Tensor, thumbnail: Tensor) -> Tensor:
+    """Region saliency: cosine between each tile's [CLS] embedding and the thumbnail's.
+
+    Args:
+        tiles: (T, D). thumbnail: (D,).
+
+    Returns:
+        (T,) float32 in [-1, 1].
+
+    Probably the published form (arXiv 2509.15704); on the embedded model it correlates negatively with where the
+    evidence is, so it is not the default.
+    """
+    return torch.cosine_similarity(tiles.float(), thumbnail.float()[None], dim=-1)
+
+
+def region_weights(saliency: Tensor, temperature: float | None) -> Tensor:
+    """Turn region saliency into weights that sum to 1.
+
+    Args:
+        saliency: (T,) of the tiles without the thumbnail.
+        temperature: None takes non-negative saliencies as shares; a number takes softmax(saliency / temperature),
+            for similarities.
+
+    Returns:
+        (T,) float32, all equal where the saliency says nothing.
+    """
+    if temperature is not None:
+        return (saliency.float() / temperature).softmax(dim=0)
+    total = saliency.float().sum()
+    uniform = torch.full_like(saliency, 1 / len(saliency), dtype=torch.float32)
+    return torch.where(total > 0, saliency.float() / total.clamp_min(torch.finfo(torch.float32).tiny), uniform)
+
+
+def instruction_relevance(
+    queries: Tensor, keys: Tensor, rows: Tensor, row_valid: Tensor, key_valid: Tensor, scale: float
+) -> Tensor:
+    """Score each key by the strongest attention any instruction token pays it, attention averaged over heads.
+
+    Args:
+        queries: (B, H, R, D) of the instruction tokens, rotary positions applied.
+        keys: (B, H / g, S, D) of the whole sequence, rotary positions applied; each serves g query heads.
+        rows: (B, R) index of each instruction token in the sequence: it sees keys up to itself.
+        row_valid: (B, R) bool; False marks padding of `rows`.
+        key_valid: (B, S) bool; False marks padding of the sequence.
+        scale: Factor on the dot products.
+
+    Returns:
+        (B, S) float32 in [0, 1]; zero for a batch row without instruction tokens.
+
+    Source: instruction-level relevance of PTP, arXiv 2509.15704: the maximum over instruction tokens.
+    """
+    batch, groups, length, _ = keys.shape
+    best = torch.zeros(batch, length, dtype=torch.float32, device=keys.device)
+    k = keys.float()[:, :, None]  # (B, H / g, 1, S, D)
+    order = torch.arange(length, device=keys.device)
+    for start in range(0, queries.shape[2], ROWS_PER_CHUNK):
+        chunk = slice(start, start + ROWS_PER_CHUNK)
+        q = queries[:, :, chunk].float().unflatten(1, (groups, -1))  # (B, H / g, g, r, D)
+        visible = (order <= rows[:, chunk, None]) & key_valid[:, None]  # (B, r, S)
+        logits = (q @ k.mT * scale).masked_fill(~visible[:, None, None], torch.finfo(torch.float32).min)
+        weights = logits.softmax(dim=-1).mean(dim=(1, 2)) * (visible & row_valid[:, chunk, None])
+        best = torch.maximum(best, weights.amax(dim=1))
+    return best
+
+
+def minmax(scores: Tensor) -> Tensor:
+    """Rescale scores to [0, 1] over their last dimension; constant scores become 0."""
+    low, high = scores.amin(dim=-1, keepdim=True), scores.amax(dim=-1, keepdim=True)
+    return (scores - low) / (high - low).clamp_min(torch.finfo(scores.dtype).tiny)
+
+
+def fuse(token: Tensor, instruction: Tensor, alpha: float) -> Tensor:
+    """Fuse bottom-up saliency and top-down relevance: (1 - alpha) * minmax(token) + alpha * minmax(instruction).
+
+    Args:
+        token, instruction: (..., n); each is rescaled over its last dimension, so pass (N,) to normalise over the
+            picture and (T, n) to normalise over each tile.
+        alpha: In [0, 1]; 0 is purely visual, 1 purely instruction-guided.
+
+    Returns:
+        (..., n) float32 in [0, 1].
+
+    Source: arXiv 2509.15704, section III, alpha = 0.5.
+    """
+    return (1 - alpha) * minmax(token.float()) + alpha * minmax(instruction.float())

@@ -1,0 +1,112 @@
+"""Each score against a loop over single numbers."""
+
+import pytest
+import torch
+
+from ptp import scoring
+
+
+def test_cls_attention_equals_the_loop():
+    torch.manual_seed(0)
+    queries, keys = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)
+    scores = scoring.cls_attention(queries, keys)
+    for t in range(2):
+        for p in range(4):
+            heads = []
+            for h in range(3):
+                logits = [float(queries[t, h, 0] @ keys[t, h, k]) / 2 for k in range(5)]
+                heads.append(float(torch.tensor(logits).softmax(0)[1 + p]))
+            assert float(scores[t, p]) == pytest.approx(sum(heads) / 3, abs=1e-6)
+
+
+def test_received_attention_equals_the_loop():
+    torch.manual_seed(0)
+    queries, keys = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 4, 8)
+    scores = scoring.received_attention(queries, keys, scale=0.3)
+    for t in range(2):
+        for j in range(4):
+            received = [float((queries[t, h, i] @ keys[t, h].T * 0.3).softmax(0)[j]) for h in range(3) for i in range(4)]
+            assert float(scores[t, j]) == pytest.approx(sum(received) / 12, abs=1e-6)
+    torch.testing.assert_close(scores.sum(1), torch.ones(2))
+
+
+def test_pooling_follows_the_pixel_shuffle():
+    """Scores painted on the patches come out where InternVL's own pixel shuffle puts those patches."""
+    from conftest import small_model
+
+    scores = torch.rand(2, 64)
+    shuffled = small_model().model.pixel_shuffle(scores.view(2, 8, 8, 1), 0.5)  # (T, 4, 4, 4 patches)
+    torch.testing.assert_close(scoring.pool_pixel_shuffle(scores, 2), shuffled.mean(-1).view(2, 16))
+
+
+def test_pooling_refuses_what_is_no_square():
+    with pytest.raises(ValueError, match="without \\[CLS\\]"):
+        scoring.pool_pixel_shuffle(torch.rand(1, 65), 2)
+
+
+@pytest.mark.parametrize("grid", [(4, 3), (3, 4), (1, 3), (5, 2), (12, 1)])
+def test_thumbnail_attention_equals_counting_fine_cells(grid):
+    columns, rows = grid
+    attention = torch.rand(64)
+    shares = scoring.thumbnail_attention(attention, grid)
+    fine, counted = 120, torch.zeros(columns * rows)  # 8, 3, 4, 5 and 12 all divide 120
+    for y in range(fine):
+        for x in range(fine):
+            tile = (y * rows // fine) * columns + x * columns // fine
+            counted[tile] += attention[(y * 8 // fine) * 8 + x * 8 // fine]
+    torch.testing.assert_close(shares, counted / counted.sum(), atol=1e-5, rtol=0)
+
+
+def test_region_sources():
+    attention = torch.tensor([[0.1, 0.4], [0.3, 0.2]])
+    torch.testing.assert_close(scoring.attention_mass(attention), torch.tensor([0.4, 0.3]))
+    tiles = torch.tensor([[1.0, 0.0], [1.0, 1.0], [-2.0, 0.0]])
+    similarity = scoring.cls_similarity(tiles, torch.tensor([3.0, 0.0]))
+    torch.testing.assert_close(similarity, torch.tensor([1.0, 0.5**0.5, -1.0]))
+    torch.testing.assert_close(scoring.region_weights(torch.tensor([1.0, 3.0]), None), torch.tensor([0.25, 0.75]))
+    torch.testing.assert_close(scoring.region_weights(torch.zeros(2), None), torch.tensor([0.5, 0.5]))
+    torch.testing.assert_close(
+        scoring.region_weights(torch.tensor([0.2, 0.4]), 0.1), torch.tensor([1.0, torch.e**2]) / (1 + torch.e**2)
+    )
+
+
+@pytest.mark.parametrize("rows_per_chunk", [1, 2, 128])
+def test_instruction_relevance_equals_the_loop(monkeypatch, rows_per_chunk):
+    monkeypatch.setattr(scoring, "ROWS_PER_CHUNK", rows_per_chunk)
+    torch.manual_seed(0)
+    queries, keys = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 6, 8)
+    rows, row_valid = torch.tensor([[3, 4, 5], [5, 0, 0]]), torch.tensor([[True, True, True], [True, False, False]])
+    key_valid = torch.tensor([[True] * 6, [False, False, True, True, True, True]])
+    scores = scoring.instruction_relevance(queries, keys, rows, row_valid, key_valid, 0.5)
+    for b in range(2):
+        for j in range(6):
+            best = 0.0
+            for i in range(3):
+                if not row_valid[b, i] or not key_valid[b, j] or j > rows[b, i]:
+                    continue
+                seen = [s for s in range(int(rows[b, i]) + 1) if key_valid[b, s]]
+                heads = []
+                for h in range(4):
+                    logits = torch.stack([queries[b, h, i] @ keys[b, h // 2, s] * 0.5 for s in seen])
+                    heads.append(float(logits.softmax(0)[seen.index(j)]))
+                best = max(best, sum(heads) / 4)
+            assert float(scores[b, j]) == pytest.approx(best, abs=1e-6)
+
+
+def test_no_instruction_means_no_relevance():
+    none = torch.zeros(1, 1, dtype=torch.bool)
+    scores = scoring.instruction_relevance(
+        torch.randn(1, 2, 1, 4),
+        torch.randn(1, 2, 5, 4),
+        torch.zeros(1, 1, dtype=torch.long),
+        none,
+        torch.ones(1, 5).bool(),
+        0.5,
+    )
+    assert (scores == 0).all()
+
+
+def test_fusion_weighs_rescaled_scores():
+    token, instruction = torch.tensor([2.0, 4.0, 3.0]), torch.tensor([0.0, 0.0, 0.5])
+    torch.testing.assert_close(scoring.fuse(token, instruction, 0.25), torch.tensor([0.0, 0.75, 0.625]))
+    torch.testing.assert_close(scoring.fuse(torch.ones(3), instruction, 0.5), torch.tensor([0.0, 0.0, 0.5]))
