@@ -63,7 +63,7 @@ def small_model(text: str = "qwen2", attention: str = "sdpa", **vision) -> Inter
                 torch.nn.init.normal_(parameter, std=0.5)
             if "q_proj.weight" in name or "k_proj.weight" in name:
                 parameter.mul_(2.0)
-    model.generation_config.eos_token_id = eos
+    model.generation_config.eos_token_id = None  # random answers have no end
     model.generation_config.pad_token_id = pad
     return model
 
@@ -98,16 +98,20 @@ def embeddings(model, inputs) -> Tensor:
     return states.masked_scatter(image, features.to(states.dtype))
 
 
-def masked_logits(model, states: Tensor, padding: Tensor, dropped: Tensor, layer: int) -> Tensor:
-    """Logits of the full sequence in which nothing attends to `dropped` (B, S) from `layer` on. Nothing is removed."""
+def masked_logits(model, states: Tensor, dropped: Tensor, layer: int, prompt_length: int | None = None) -> Tensor:
+    """Logits of the full sequence in which nothing attends to `dropped` (B, S) from `layer` on. Nothing is removed.
+
+    Tokens after `prompt_length` were decoded from compacted caches: they see the dropped tokens in no layer.
+    """
     language = model.model.language_model
     length = states.shape[1]
     positions = torch.arange(length)[None].expand(len(states), -1)
     rotary = language.rotary_emb(states, positions)
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     for number, decoder in enumerate(language.layers):
-        hidden = padding | (dropped if number >= layer else torch.zeros_like(dropped))
-        allowed = causal & ~hidden[:, None]
+        blind = torch.full((length,), number >= layer)
+        blind[prompt_length or length :] = True
+        allowed = causal & ~(dropped[:, None] & blind[:, None])
         allowed = allowed | torch.eye(length, dtype=torch.bool)  # no empty rows: what they hold is never read
         mask = torch.zeros(allowed.shape, dtype=states.dtype).masked_fill(~allowed, torch.finfo(states.dtype).min)[:, None]
         states = decoder(states, attention_mask=mask, position_embeddings=rotary, position_ids=positions)

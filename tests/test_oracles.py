@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
+from conftest import TEXT_MODELS, dropped_tokens, embeddings, encode, masked_logits, picture, prompt, small_model, tokenizer
 
 import ptp
-from conftest import TEXT_MODELS, dropped_tokens, embeddings, encode, masked_logits, picture, prompt, small_model, tokenizer
 from ptp.selection import Selection
 
 LAYERS = (0, 2, 3)
@@ -34,7 +34,7 @@ def test_dropping_equals_masking(text, layer, attention):
     dropped = dropped_tokens(trace, inputs)
     assert dropped.sum() == 112 - round(0.3 * 112)
     with torch.no_grad():
-        expected = masked_logits(model, embeddings(model, inputs), torch.zeros_like(dropped), dropped, layer)
+        expected = masked_logits(model, embeddings(model, inputs), dropped, layer)
     torch.testing.assert_close(output.logits, expected[~dropped][None], atol=1e-4, rtol=0)
 
 
@@ -44,7 +44,7 @@ def test_dropping_equals_masking_without_a_cache(model, layer):
     output, trace = prune(model, inputs, pruner(prune_layer=layer), use_cache=False)
     dropped = dropped_tokens(trace, inputs)
     with torch.no_grad():
-        expected = masked_logits(model, embeddings(model, inputs), torch.zeros_like(dropped), dropped, layer)
+        expected = masked_logits(model, embeddings(model, inputs), dropped, layer)
     torch.testing.assert_close(output.logits, expected[~dropped][None], atol=1e-4, rtol=0)
     assert trace.cache_bytes == (0, 0)
 
@@ -200,9 +200,9 @@ def test_batched_generation_equals_singles(model):
     conversations = [prompt(picture(1, (3, 2))), prompt(picture(2, (2, 1)), question="Read it."), prompt(question="Hello")]
     batch = encode(*conversations)
     with pruner()(model, tokenizer()):
-        together = model.generate(**batch, max_new_tokens=6, do_sample=False, eos_token_id=-1)
+        together = model.generate(**batch, max_new_tokens=6, do_sample=False)
         for row, conversation in enumerate(conversations):
-            alone = model.generate(**encode(conversation), max_new_tokens=6, do_sample=False, eos_token_id=-1)
+            alone = model.generate(**encode(conversation), max_new_tokens=6, do_sample=False)
             assert together[row, -6:].tolist() == alone[0, -6:].tolist()
 
 
@@ -252,7 +252,7 @@ def test_an_error_inside_the_model_leaves_no_state(model):
 def test_generate_equals_a_greedy_loop_over_the_masked_sequence(model, layer):
     inputs = encode(prompt(picture(1, (3, 1))), prompt(picture(2, (2, 2)), question="Read the blue square."))
     with torch.no_grad(), pruner(prune_layer=layer)(model, tokenizer()) as trace:
-        tokens = model.generate(**inputs, max_new_tokens=6, do_sample=False, eos_token_id=-1)
+        output = model.generate(**inputs, max_new_tokens=6, do_sample=False, output_logits=True, return_dict_in_generate=True)
     dropped = dropped_tokens(trace, inputs)
     assert dropped.any(dim=1).all()
     with torch.no_grad():
@@ -260,9 +260,11 @@ def test_generate_equals_a_greedy_loop_over_the_masked_sequence(model, layer):
             real = inputs["attention_mask"][row].bool()
             states = embeddings(model, inputs)[row : row + 1, real]
             gone = dropped[row : row + 1, real]
+            length = states.shape[1]
             for step in range(6):
-                logits = masked_logits(model, states, torch.zeros_like(gone), gone, layer)
-                token = logits[:, -1].argmax(-1)
-                assert token.item() == tokens[row, inputs["input_ids"].shape[1] + step]
-                states = torch.cat([states, model.get_input_embeddings()(token)[:, None]], dim=1)
+                logits = masked_logits(model, states, gone, layer, length)[0, -1]
+                torch.testing.assert_close(output.logits[step][row], logits, atol=1e-4, rtol=0)
+                token = logits.argmax()
+                assert token == output.sequences[row, inputs["input_ids"].shape[1] + step]
+                states = torch.cat([states, model.get_input_embeddings()(token)[None, None]], dim=1)
                 gone = torch.cat([gone, torch.zeros(1, 1, dtype=torch.bool)], dim=1)

@@ -75,11 +75,13 @@ def turn_markers(tokenizer: Any) -> TurnMarkers:
 
 
 def find_markers(model: PreTrainedModel, processor: Any | None) -> TurnMarkers:
-    """Markers of `processor` (or tokenizer), or of the tokenizer saved next to the model's weights.
+    """Markers of `processor` (or tokenizer, or markers themselves), or of the tokenizer saved next to the weights.
 
     Raises:
         ValueError: there is neither.
     """
+    if isinstance(processor, TurnMarkers):
+        return processor
     if processor is not None:
         return turn_markers(getattr(processor, "tokenizer", processor))
     try:

@@ -29,5 +29,4 @@ class RandomPruner(Pruner):
         budget = total_budget(stage.keep_ratio, picture.tokens)
         generator = torch.Generator().manual_seed(self.seed)
         kept = torch.randperm(picture.tokens, generator=generator)[:budget].sort().values
-        tile = torch.repeat_interleave(torch.tensor(picture.sizes))
-        return Selection(kept, torch.bincount(tile[kept], minlength=len(picture.sizes)).tolist())
+        return Selection(kept, picture.count_per_tile(kept))

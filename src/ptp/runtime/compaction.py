@@ -1,6 +1,7 @@
 """Shortening: which slots of a batch stay, and gathering tensors and caches to them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,13 +49,14 @@ def take(states: Tensor, index: Tensor, dim: int) -> Tensor:
 
 def compact_cache(cache: Cache, layers: int, index: Tensor) -> None:
     """Shorten the first `layers` layers of a cache to `index` (B, S'), in place."""
-    for layer in cache.layers[:layers]:
+    below: list[Any] = cache.layers[:layers]
+    for layer in below:
         layer.keys = take(layer.keys, index, dim=2)
         layer.values = take(layer.values, index, dim=2)
 
 
 def cache_bytes(cache: Cache | None) -> int:
     """Bytes that the keys and values of a cache occupy."""
-    layers = cache.layers if cache is not None else ()
+    layers: list[Any] = cache.layers if cache is not None else []
     tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

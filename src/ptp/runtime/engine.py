@@ -60,12 +60,13 @@ class Method(Protocol):
 class Record:
     """What decoding from a pruned cache needs to know.
 
-    `length` tokens were prefilled; `valid` (B, S') marks the slots that hold one; the next token of a row has
-    position `position` (B, 1).
+    `length` tokens were prefilled; `valid` (B, S') marks the slots that hold one, `padded` says whether any does not;
+    the next token of a row has position `position` (B, 1).
     """
 
     length: int
     valid: Tensor
+    padded: bool
     position: Tensor
 
 
@@ -364,7 +365,7 @@ class Engine:
         self.trace.cache_bytes = (size // after * before, size)
         if cache is not None and call.short is not None:
             position = call.position_ids.masked_fill(~call.padding, -1).amax(dim=1, keepdim=True) + 1
-            setattr(cache, RECORD, Record(before, call.slots.valid, position))
+            setattr(cache, RECORD, Record(before, call.slots.valid, call.slots.padded, position))
 
 
 def check_cache(cache: Any, record: Record | None) -> None:
@@ -387,23 +388,24 @@ def continue_from(record: Record, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Mask and positions for tokens that follow a pruned prefill: it is shorter than the positions it holds.
 
     Raises:
-        UnsupportedCacheError: mask and cache disagree on how many tokens are new, as when a second prompt is
+        UnsupportedCacheError: mask or positions and cache disagree on how many tokens are new, as when a second prompt is
             prepared as if nothing had been pruned.
     """
     cache, states = kwargs["past_key_values"], kwargs["inputs_embeds"]
     new = states.shape[1]
     decoded = cache.get_seq_length() - record.valid.shape[1]
-    mask = kwargs.get("attention_mask")
-    tail = record.valid.new_ones(len(record.valid), decoded + new)
-    if mask is not None:
-        if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[1] != record.length + decoded + new:
-            raise UnsupportedCacheError(
-                "This KV cache was pruned, and the prompt does not continue it token by token: a second prompt on a pruned "
-                "cache is not supported by generate. Start with a fresh cache, or feed the new tokens to model(...) itself."
-            )
-        tail = mask[:, record.length :].bool()
-    valid = torch.cat([record.valid, tail], dim=1)
-    changed: dict[str, Any] = {"attention_mask": None if bool(valid.all()) else valid.long()}
-    if kwargs.get("position_ids") is None:
-        changed["position_ids"] = record.position + decoded + torch.arange(new, device=states.device)
+    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
+    expected = record.position + decoded + torch.arange(new, device=states.device)
+    fits = mask is None or (isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == record.length + decoded + new)
+    if fits and new > 1 and positions is not None:  # one token cannot be cut out wrongly: spare decoding the wait
+        fits = bool((positions == expected).all())
+    if not fits:
+        raise UnsupportedCacheError(
+            "This KV cache was pruned, and the prompt does not continue it token by token: a second prompt on a pruned "
+            "cache is not supported by generate. Start with a fresh cache, or feed the new tokens to model(...) itself."
+        )
+    changed: dict[str, Any] = {"position_ids": expected if positions is None else positions}
+    if mask is not None or record.padded:
+        tail = record.valid.new_ones(len(record.valid), decoded + new) if mask is None else mask[:, record.length :].bool()
+        changed["attention_mask"] = torch.cat([record.valid, tail], dim=1).long()
     return changed

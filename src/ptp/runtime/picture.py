@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -48,3 +49,9 @@ class Picture:
     def tokens(self) -> int:
         """Visual tokens before any pruning, N."""
         return sum(self.sizes)
+
+    def count_per_tile(self, kept: Tensor) -> list[int]:
+        """How many of the (K,) indices `kept` lie in each tile, in token order."""
+        sizes = torch.tensor(self.sizes)
+        tile = torch.arange(len(self.sizes)).repeat_interleave(sizes)
+        return torch.bincount(tile[kept.cpu()], minlength=len(self.sizes)).tolist()

@@ -1,10 +1,12 @@
 """The architecture, tokenizer and processor files of ``ptp-tiny``: an ordinary, small Hugging Face InternVL."""
 
 import itertools
+import json
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 from transformers import (
     GenerationConfig,
     GotOcr2ImageProcessorPil,
@@ -66,9 +68,16 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def token_id(tokenizer: PreTrainedTokenizerFast, token: str) -> int:
+    """The id of one token."""
+    found = tokenizer.convert_tokens_to_ids(token)
+    assert isinstance(found, int)  # a list only for a list
+    return found
+
+
 def build_config(tokenizer: PreTrainedTokenizerFast) -> InternVLConfig:
     """An InternVL with a 6-layer, 128-wide vision encoder and a 6-layer, 192-wide Qwen2 text model."""
-    eos, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    eos, pad, image = (token_id(tokenizer, token) for token in ("<|im_end|>", "<|endoftext|>", IMAGE_TOKEN))
     return InternVLConfig(
         vision_config=dict(
             hidden_size=128,
@@ -95,7 +104,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> InternVLConfig:
             eos_token_id=eos,
             pad_token_id=pad,
         ),
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_id=image,
         image_seq_length=TOKENS_PER_TILE,
         downsample_ratio=0.5,
         tie_word_embeddings=True,
@@ -114,22 +123,24 @@ def sincos_positions(side: int, width: int) -> torch.Tensor:
 
 
 def build_model(config: InternVLConfig, seed: int) -> InternVLForConditionalGeneration:
-    """A fresh model with an initialisation that a small encoder learns from in minutes.
+    """A fresh model with an initialisation that a small model learns from in minutes.
 
-    Xavier weights and sine-cosine positions of amplitude 0.5: with the usual N(0, 0.02) and zero
-    positions the encoder does not find the glyphs within hours.
+    Xavier weights everywhere and sine-cosine positions of amplitude 0.5. With the usual N(0, 0.02) attention starts out
+    uniform at this width: then the encoder does not find the glyphs, nor the language model the signs, within hours.
     """
     torch.manual_seed(seed)
     model = InternVLForConditionalGeneration(config)
     vision = model.model.vision_tower
     with torch.no_grad():
-        for module in vision.modules():
-            if isinstance(module, torch.nn.Linear):
-                torch.nn.init.xavier_uniform_(module.weight)
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+        # Last: the output layer is tied to the embeddings.
+        nn.init.normal_(model.get_input_embeddings().weight, std=config.get_text_config().hidden_size ** -0.5)
         projection = vision.embeddings.patch_embeddings.projection
-        torch.nn.init.xavier_uniform_(projection.weight.view(projection.out_channels, -1))
-        vision.embeddings.position_embeddings.copy_(0.5 * sincos_positions(TILE // PATCH, config.vision_config.hidden_size))
-        torch.nn.init.normal_(vision.embeddings.cls_token, std=0.5)
+        nn.init.xavier_uniform_(projection.weight.view(projection.out_channels, -1))
+        vision.embeddings.position_embeddings.copy_(0.5 * sincos_positions(TILE // PATCH, vision.config.hidden_size))
+        nn.init.normal_(vision.embeddings.cls_token, std=0.5)
     return model
 
 
@@ -147,10 +158,18 @@ def build_image_processor() -> GotOcr2ImageProcessorPil:
 
 def save(model: InternVLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
     """Write a complete Hugging Face checkpoint: half-precision weights, configs, tokenizer, processor."""
-    eos, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    eos, pad = token_id(tokenizer, "<|im_end|>"), token_id(tokenizer, "<|endoftext|>")
     model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=pad)
     dtype = model.dtype
-    model.half().save_pretrained(directory)
-    model.to(dtype)
+    weights: nn.Module = model  # transformers types .to and .half for its own dispatch only
+    weights.half()
+    model.save_pretrained(directory)
+    weights.to(dtype)
     tokenizer.save_pretrained(directory)
     build_image_processor().save_pretrained(directory)
+    # What AutoProcessor wants where torchvision is there; its own video half cannot be built without it.
+    about = {"processor_class": "InternVLProcessor", "image_seq_length": TOKENS_PER_TILE}
+    (directory / "processor_config.json").write_text(json.dumps(about, indent=2) + "\n")
+    video: dict[str, object] = {"video_processor_type": "InternVLVideoProcessor", "size": {"height": TILE, "width": TILE}}
+    video = {**video, "image_mean": IMAGE_MEAN, "image_std": IMAGE_STD}
+    (directory / "video_preprocessor_config.json").write_text(json.dumps(video, indent=2) + "\n")

@@ -1,0 +1,111 @@
+"""One question, with all visual tokens and pruned: answers, prefill times, cache sizes."""
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..pruner import Pruner
+from ..runtime import Trace
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What pruning did to one question.
+
+    Attributes:
+        full, pruned: The answers.
+        trace: Of the pruned prefill.
+        encode: Seconds the vision encoder took (the same in both).
+        prefill: (full, pruned) median seconds of the language model's prefill, selection included.
+    """
+
+    full: str
+    pruned: str
+    trace: Trace
+    encode: float
+    prefill: tuple[float, float]
+
+
+def encode_prompt(processor: Any, pictures: Sequence[Image.Image], question: str, model: Any) -> dict[str, Tensor]:
+    """Model inputs of one user turn: the pictures, then the question."""
+    content = [{"type": "image", "image": picture} for picture in pictures] + [{"type": "text", "text": question}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        processor_kwargs={"return_tensors": "pt"},
+    )
+    return {name: value.to(model.device) for name, value in inputs.items() if isinstance(value, Tensor)}
+
+
+def answer(model: Any, processor: Any, inputs: dict[str, Any], max_new_tokens: int) -> str:
+    """The model's greedy answer as text."""
+    ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def seconds(run: Callable[[], Any], device: torch.device) -> float:
+    """Wall-clock seconds of one call, the device's queue drained before and after."""
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device; nothing to wait for on the CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+@torch.inference_mode()
+def compare(
+    model: Any,
+    processor: Any,
+    pictures: Sequence[Image.Image],
+    question: str,
+    pruner: Pruner,
+    *,
+    max_new_tokens: int = 64,
+    rounds: int = 5,
+) -> Comparison:
+    """Answer a question with all visual tokens and pruned, and time both prefills in interleaved rounds.
+
+    Args:
+        pictures: May be empty: then nothing is pruned.
+        rounds: Timed rounds after one warm-up; the median counts.
+    """
+    inputs = encode_prompt(processor, pictures, question, model)
+    with pruner(model, processor) as trace:
+        pruned = answer(model, processor, inputs, max_new_tokens)
+    full = answer(model, processor, inputs, max_new_tokens)
+    text = {name: value for name, value in inputs.items() if name != "pixel_values"}
+    encode, encoded = 0.0, {}
+    if pictures:
+        with pruner(model, processor):
+            features: dict[str, Any] = {}
+
+            def run_encoder() -> None:
+                features["image"] = model.get_image_features(inputs["pixel_values"], return_dict=True)
+
+            encode = seconds(run_encoder, model.device)
+            encoded = {"mm_encoder_outputs": features}
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds + 1):
+        contexts: tuple[Any, Any] = (contextlib.nullcontext(), pruner(model, processor))
+        for mine, context in zip(times, contexts, strict=True):
+            with context:
+                mine.append(seconds(lambda: model(**text, **encoded, logits_to_keep=1), model.device))
+    before, after = (statistics.median(mine[1:]) for mine in times)
+    return Comparison(full, pruned, trace, encode, (before, after))

@@ -1,0 +1,81 @@
+"""What several subcommands share: building a pruner, checking output paths, the table of answers."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from ..methods import METHODS
+from ..pruner import Pruner
+from ..report import Answer
+
+
+def build_pruner(method: str, **settings: Any) -> Pruner:
+    """A method by name; settings that are None keep their default.
+
+    Raises:
+        ValueError: the method is unknown, or a setting is not one of its own.
+    """
+    if method not in METHODS:
+        raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {method!r}. Choose one of these.")
+    given = {name: value for name, value in settings.items() if value is not None}
+    known = METHODS[method].__dataclass_fields__
+    for name in given:
+        if name not in known:
+            raise ValueError(f"--{name.replace('_', '-')} does not apply to method {method!r}. Leave it out.")
+    return METHODS[method](**given)
+
+
+def parse_ratios(text: str) -> list[float]:
+    """Comma-separated keep ratios; ValueError names the one that is none."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--keep must be numbers in (0, 1] separated by commas, got {text!r}. Try 1.0,0.5,0.2.") from error
+
+
+def check_output(path: Path | None, force: bool) -> None:
+    """Refuse, before any work is done, an output file that exists (without --force) or cannot be written."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ValueError(f"Output {str(path)!r} is a directory. Name a file in it.")
+    if path.exists() and not force:
+        raise ValueError(f"Output {str(path)!r} exists. Pass --force to overwrite it, or choose another name.")
+    parent = path.resolve().parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise ValueError(f"Output {str(path)!r} cannot be written. Create its directory or choose another one.")
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside `path`, then move it there: interrupted, the old file stays as it was."""
+    handle, name = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(Path(name))
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def answer_table(answers: list[Answer]) -> Table:
+    """Question, answers, tokens, times and sizes, full -> pruned."""
+    table = Table()
+    for column in ("Question", "Kept", "Full", "Pruned", "Visual tokens", "Prefill ms", "KV cache KiB"):
+        table.add_column(column, justify="left" if column in ("Question", "Full", "Pruned") else "right", overflow="fold")
+    for a in answers:
+        table.add_row(
+            a.question.replace("[", r"\["),
+            f"{100 * a.keep_ratio:g} %",
+            a.full.replace("[", r"\["),
+            a.pruned.replace("[", r"\["),
+            "{:,} -> {:,}".format(*a.visual_tokens),
+            f"{1000 * a.prefill[0]:.1f} -> {1000 * a.prefill[1]:.1f}",
+            f"{a.cache_bytes[0] / 1024:,.0f} -> {a.cache_bytes[1] / 1024:,.0f}",
+        )
+    return table

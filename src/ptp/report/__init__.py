@@ -1,0 +1,5 @@
+"""What a pruned prefill looks like: overlays on the picture and a self-contained HTML page."""
+
+from .page import Answer, Page, write_page
+
+__all__ = ["Answer", "Page", "write_page"]

@@ -1,0 +1,185 @@
+"""What cannot be pruned exactly is refused in one clear line, and nothing is left half done."""
+
+import math
+
+import pytest
+import torch
+from conftest import encode, picture, prompt, small_model, tokenizer
+from transformers import AutoModelForCausalLM, DynamicCache, Qwen2Config, StaticCache
+
+import ptp
+
+
+def model_and_inputs():
+    return small_model(), encode(prompt(picture(1, (2, 2))))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"keep_ratio": 0}, "keep_ratio must be in"),
+        ({"keep_ratio": math.nan}, "keep_ratio must be in"),
+        ({"keep_ratio": 1.5}, "keep_ratio must be in"),
+        ({"alpha": -0.1}, "alpha must be in"),
+        ({"alpha": math.nan}, "alpha must be in"),
+        ({"region_alpha": 2}, "region_alpha must be in"),
+        ({"thumbnail_keep": 1.1}, "thumbnail_keep must be in"),
+        ({"temperature": 0}, "temperature must be a positive number"),
+        ({"temperature": math.inf}, "temperature must be a positive number"),
+        ({"region": "magic"}, "region must be one of thumbnail_attention, "),
+        ({"normalize": "row"}, "normalize must be"),
+        ({"prune_layer": -1}, "prune_layer must be a layer number"),
+        ({"prune_layer": 1.5}, "prune_layer must be a layer number"),
+        ({"vision_layer": None}, "vision_layer must be a layer number"),
+    ],
+)
+def test_settings_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ptp.PyramidPruner(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"prune_layer": 4}, r"prune_layer must be in \[0, 3\]"), ({"vision_layer": 3}, r"vision_layer must be in \[-3, 2\]")],
+)
+def test_layers_are_checked_against_the_model(settings, message):
+    with pytest.raises(ValueError, match=message), ptp.PyramidPruner(**settings)(small_model(), tokenizer()):
+        pass
+
+
+def test_a_model_without_pictures_is_refused():
+    text = AutoModelForCausalLM.from_config(
+        Qwen2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
+    )
+    with pytest.raises(ptp.UnsupportedModelError, match=r"'qwen2' is not supported.*InternVL"):
+        ptp.attach(text, ptp.PyramidPruner())
+    with pytest.raises(ptp.UnsupportedModelError, match="None is not supported"):
+        ptp.attach(torch.nn.Linear(2, 2), ptp.PyramidPruner())
+
+
+def test_sliding_windows_are_refused(monkeypatch):
+    model = small_model()
+    monkeypatch.setattr(model.config.text_config, "layer_types", ["sliding_attention"] * 4)
+    with pytest.raises(ptp.UnsupportedModelError, match="Sliding-window"):
+        ptp.attach(model, ptp.PyramidPruner())
+
+
+def test_one_pruner_at_a_time():
+    model, _ = model_and_inputs()
+    handle = ptp.attach(model, ptp.PyramidPruner(), tokenizer())
+    with pytest.raises(ValueError, match="already being pruned"):
+        ptp.attach(model, ptp.PyramidPruner(), tokenizer())
+    handle.remove()
+    handle.remove()
+    ptp.attach(model, ptp.PyramidPruner(), tokenizer()).remove()
+
+
+def test_the_instruction_needs_a_tokenizer_but_vision_alone_does_not():
+    model, inputs = model_and_inputs()
+    with pytest.raises(ValueError, match=r"Pass processor=.*alpha=0"):
+        ptp.attach(model, ptp.PyramidPruner())
+    with torch.no_grad(), ptp.PyramidPruner(alpha=0)(model) as trace:
+        model(**inputs)
+    assert trace.visual_tokens == (80, 40)
+
+
+@pytest.mark.parametrize("cache", ["static", "offloaded"])
+def test_other_caches_are_refused(cache):
+    model, inputs = model_and_inputs()
+    with ptp.PyramidPruner()(model, tokenizer()), pytest.raises(ptp.UnsupportedCacheError, match="DynamicCache only"):
+        model.generate(**inputs, max_new_tokens=2, cache_implementation=cache)
+    with ptp.PyramidPruner()(model, tokenizer()), pytest.raises(ptp.UnsupportedCacheError, match="DynamicCache only"):
+        model(**inputs, past_key_values=StaticCache(config=model.config.text_config, max_cache_len=300))
+
+
+def test_pictures_need_an_empty_cache():
+    model, inputs = model_and_inputs()
+    cache = DynamicCache(config=model.config.text_config)
+    with torch.no_grad(), ptp.PyramidPruner()(model, tokenizer()):
+        model(**inputs, past_key_values=cache)
+        with pytest.raises(ptp.UnsupportedCacheError, match="empty KV cache"):
+            model(**inputs, past_key_values=cache)
+
+
+def test_a_second_prompt_through_generate_is_refused_not_garbled():
+    model, inputs = model_and_inputs()
+    cache = DynamicCache(config=model.config.text_config)
+    with ptp.PyramidPruner()(model, tokenizer()):
+        ids = model.generate(**inputs, max_new_tokens=2, past_key_values=cache, do_sample=False)
+        more = torch.cat([ids, ids[:, -5:]], dim=1)
+        with pytest.raises(ptp.UnsupportedCacheError, match="second prompt on a pruned"):
+            model.generate(more, attention_mask=torch.ones_like(more), past_key_values=cache, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_new_tokens_on_a_pruned_cache_continue_at_the_original_positions(copied):
+    """The same tokens fed by hand, one by one or at once, give what generate's own loop gives."""
+    import copy
+
+    model, inputs = model_and_inputs()
+    with torch.no_grad(), ptp.PyramidPruner(keep_ratio=0.3)(model, tokenizer()):
+        ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        new = ids[:, inputs["input_ids"].shape[1] :]
+        cache = model(**inputs).past_key_values
+        if copied:
+            cache = copy.deepcopy(cache)
+        at_once = model(input_ids=new[:, :3], past_key_values=cache).logits
+        cache = model(**inputs).past_key_values
+        one_by_one = torch.cat([model(input_ids=new[:, i : i + 1], past_key_values=cache).logits for i in range(3)], dim=1)
+    torch.testing.assert_close(at_once, one_by_one, atol=1e-5, rtol=0)
+    assert torch.equal(at_once.argmax(-1), new[:, 1:])
+
+
+def test_chunked_prefill_is_refused():
+    model, inputs = model_and_inputs()
+    with ptp.PyramidPruner()(model, tokenizer()), pytest.raises(ValueError):
+        model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=16)
+
+
+def test_pictures_encoded_elsewhere_are_refused_and_inside_are_reused():
+    model, inputs = model_and_inputs()
+    pixels = inputs.pop("pixel_values")
+    outside = model.get_image_features(pixels, return_dict=True)
+    with torch.no_grad(), ptp.PyramidPruner()(model, tokenizer()) as trace:
+        with pytest.raises(ValueError, match="Encode them while the pruner is attached"):
+            model(**inputs, mm_encoder_outputs={"image": outside})
+        inside = model.get_image_features(pixels, return_dict=True)
+        first = model(**inputs, mm_encoder_outputs={"image": inside}).logits
+        assert torch.equal(first, model(**inputs, pixel_values=pixels).logits)
+        assert trace.visual_tokens == (80, 40)
+
+
+def test_labels_and_other_masks_are_refused():
+    model, inputs = model_and_inputs()
+    with torch.no_grad(), ptp.PyramidPruner()(model, tokenizer()):
+        with pytest.raises(ValueError, match="labels"):
+            model(**inputs, labels=inputs["input_ids"])
+        with pytest.raises(ValueError, match="logits_to_keep"):
+            model(**inputs, logits_to_keep=torch.tensor([3]))
+        with pytest.raises(ValueError, match="attention_mask must be"):
+            model(**{**inputs, "attention_mask": torch.ones(1, 1, 4, 4)})
+
+
+def test_a_run_of_image_tokens_must_be_whole_tiles():
+    model, inputs = model_and_inputs()
+    ids = inputs["input_ids"].clone()
+    ids[ids == model.config.image_token_id] = torch.tensor([model.config.image_token_id] * 79 + [5])
+    with torch.no_grad(), ptp.PyramidPruner()(model, tokenizer()), pytest.raises(ValueError, match="whole number of tiles"):
+        model(**{**inputs, "input_ids": ids})
+
+
+def test_a_prompt_without_pictures_runs_unpruned():
+    model, inputs = model_and_inputs()
+    text = encode(prompt(question="Hello"))
+    with torch.no_grad():
+        expected = model(**text).logits
+        with ptp.PyramidPruner()(model, tokenizer()) as trace:
+            model(**inputs)
+            assert torch.equal(model(**text).logits, expected)
+    assert not trace.images and str(trace) == "no picture was pruned"
+
+
+def test_a_method_without_select_says_so():
+    model, inputs = model_and_inputs()
+    with torch.no_grad(), ptp.Pruner()(model), pytest.raises(NotImplementedError, match="must define select"):
+        model(**inputs)
