@@ -11,10 +11,14 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
+# The loader is tested with torchvision and without it: here it lies beside the environment, not in it.
+$(VENV)/torchvision-for-tests: $(VENV)/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ torchvision==0.28.0
+
 demo: $(VENV)/.ready
 	$(BIN)/ptp demo --html demo.html --force
 
-test: $(VENV)/.ready
+test: $(VENV)/.ready $(VENV)/torchvision-for-tests
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.ready

@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from typing import NoReturn
 
 import click
 import typer
@@ -38,10 +39,11 @@ def main() -> None:
         _stop("out of memory. Use a smaller picture or model, --dtype bfloat16, or a lower --keep.", 1)
     except (ValueError, OSError) as error:
         _stop(str(error))
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
+    if code == 130:  # how typer reports Ctrl-C inside a command
+        _stop("interrupted", 130)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _stop(message: str, code: int = 2) -> None:
+def _stop(message: str, code: int = 2) -> NoReturn:
     print("ptp: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(code)

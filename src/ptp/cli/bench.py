@@ -2,25 +2,20 @@
 
 import dataclasses
 import json
-import platform
-import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
 import torch
-import transformers
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from .. import __version__
 from ..bench.prefill import bench_prefill
 from ..bench.presets import PRESETS
 from ..loader import parse_device, parse_dtype
 from ..selection import check_keep_ratio
-from .options import check_output, parse_ratios, write_whole
+from .options import check_output, parse_ratios, provenance, write_whole
 
 
 def bench(
@@ -66,13 +61,7 @@ def bench(
         )
     Console().print(table)
     if out is not None:
-        about = {
-            "command": "ptp " + " ".join(sys.argv[1:]),
-            "date": time.strftime("%Y-%m-%d"),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {where}",
-            "versions": {"ptp": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "rounds": rounds,
-        }
+        size = sum(parameter.numel() for parameter in model.parameters())
+        about = {**provenance(), "device": str(where), "parameters": size, "rounds": rounds}
         data = json.dumps({"about": about, "results": [dataclasses.asdict(r) for r in results]}, indent=1) + "\n"
         write_whole(out, lambda path: path.write_text(data))

@@ -1,20 +1,15 @@
 """`ptp eval`: accuracy of the embedded model per task, method and keep ratio."""
 
 import json
-import platform
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
 
-import torch
-import transformers
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from .. import __version__
 from ..evaluation import evaluate as run_evaluation
 from ..evaluation import parse_variant
 from ..evaluation.accuracy import SPLITS
@@ -22,7 +17,7 @@ from ..evaluation.summary import markdown, rows
 from ..loader import load
 from ..selection import check_keep_ratio
 from ..tiny.tasks import TASKS
-from .options import check_output, parse_ratios, write_whole
+from .options import check_output, parse_ratios, provenance, write_whole
 
 
 def evaluate(
@@ -71,14 +66,7 @@ def evaluate(
     _show(table, names)
     if out is None or text_file is None:
         return
-    about = {
-        "command": "ptp " + " ".join(sys.argv[1:]),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {"ptp": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        "samples": samples,
-        "seconds": round(time.perf_counter() - started),
-    }
+    about = {**provenance(), "samples": samples, "seconds": round(time.perf_counter() - started)}
     data = json.dumps({"about": about, "rows": table}, indent=1) + "\n"
     facts = "\n".join(f"- {name}: {value}" for name, value in about.items())
     document = f"# Accuracy of the embedded model\n\n{markdown(table, names)}\nBrackets: 95 % bootstrap intervals.\n\n{facts}\n"

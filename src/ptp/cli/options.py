@@ -1,13 +1,19 @@
 """What several subcommands share: building a pruner, checking output paths, the table of answers."""
 
 import os
+import platform
+import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from rich.table import Table
 
+from .. import __version__
 from ..methods import METHODS
 from ..pruner import Pruner
 from ..report import Answer
@@ -61,6 +67,25 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def provenance() -> dict[str, Any]:
+    """What every file of measurements carries: command, date, machine, versions."""
+    return {
+        "command": "ptp " + " ".join(sys.argv[1:]),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{_processor_name()}, {torch.get_num_threads()} threads",
+        "versions": {"ptp": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+
+
+def _processor_name() -> str:
+    """The CPU's name where the system tells it, else its architecture."""
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
+    )
+    return names[0] if names else platform.machine()
 
 
 def answer_table(answers: list[Answer]) -> Table:

@@ -12,7 +12,7 @@ from .. import __version__
 from ..bench.measure import compare
 from ..loader import load
 from ..pictures import open_picture
-from ..report import Answer, Page, write_page
+from ..report import Answer, Page, figure, write_page
 from .options import answer_table, build_pruner, check_output, write_whole
 
 
@@ -29,7 +29,8 @@ def run(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a self-contained HTML page here.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing page.")] = False,
+    overlay: Annotated[Path | None, typer.Option(help="Write the kept tokens over the (first) picture here.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite existing files.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Ask a question about pictures, once with all visual tokens and once pruned."""
@@ -38,6 +39,9 @@ def run(
     settings: dict[str, Any] = {"alpha": alpha, "prune_layer": prune_layer, "region": region}
     pruner = build_pruner(method, keep_ratio=keep, **settings)
     check_output(html, force)
+    check_output(overlay, force)
+    if overlay is not None and not pictures:
+        raise ValueError("--overlay needs a picture to lay it over. Name one, or leave it out.")
     images = [open_picture(path) for path in pictures or []]
     loaded, processor = load(model, device=device, dtype=dtype)
     result = compare(loaded, processor, images, question, pruner, max_new_tokens=max_new_tokens)
@@ -54,6 +58,9 @@ def run(
     if html is not None:
         page = Page(question, [row], [(f"Kept {100 * keep:g} %", images, trace)], about)
         write_whole(html, lambda path: write_page(page, path))
+    if overlay is not None:
+        kind = "PNG" if overlay.suffix.lower() == ".png" else "JPEG"
+        write_whole(overlay, lambda path: figure(images[0], trace.images[0]).save(path, kind))
     if as_json:
         print(json.dumps({**dataclasses.asdict(row), "encode": result.encode, "settings": about, "trace": trace.to_dict()}))
         return

@@ -34,22 +34,6 @@ def split_tiles(image: ImageTrace, values: np.ndarray) -> tuple[np.ndarray, np.n
     return mosaic, tiles[-1]
 
 
-def token_box(image: ImageTrace, token: int, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """(left, top, right, bottom) that a visual token covers on a picture of `size` = (width, height) pixels.
-
-    A token of the thumbnail covers its share of the whole picture.
-    """
-    side = round(image.sizes[0] ** 0.5)
-    tile, place = divmod(token, side * side)
-    row, column = divmod(place, side)
-    columns, rows = image.grid or (1, 1)
-    if image.grid is None or tile == columns * rows:
-        tile, columns, rows = 0, 1, 1
-    width, height = size[0] / (columns * side), size[1] / (rows * side)
-    left, top = (tile % columns * side + column) * width, (tile // columns * side + row) * height
-    return left, top, left + width, top + height
-
-
 def _stretch(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Nearest-neighbour enlargement of a map to (width, height) pixels."""
     rows = np.arange(size[1]) * values.shape[0] // size[1]
@@ -120,6 +104,19 @@ def _write_budgets(picture: Image.Image, image: ImageTrace) -> None:
         center = ((tile % columns + 0.5) * picture.width / columns, (tile // columns + 0.5) * picture.height / rows)
         text = f"{image.budgets[tile]}/{image.sizes[tile]}"
         draw.text(center, text, font=font, anchor="mm", fill=(255, 255, 255), stroke_width=3, stroke_fill=(0, 0, 0))
+
+
+def figure(picture: Image.Image, image: ImageTrace) -> Image.Image:
+    """The picture, its fused score and its kept tokens side by side, for documents."""
+    overlays = _overlays(picture, image)
+    large = overlays["Kept tokens"][0]
+    panels = [picture.convert("RGB").resize(large.size, Image.Resampling.LANCZOS)]
+    panels += [overlays[title][0] for title in ("Fused", "Kept tokens") if title in overlays]
+    gap = 8
+    canvas = Image.new("RGB", (len(panels) * large.width + (len(panels) - 1) * gap, large.height), "white")
+    for number, panel in enumerate(panels):
+        canvas.paste(panel, (number * (large.width + gap), 0))
+    return canvas
 
 
 def _data_uri(picture: Image.Image) -> str:

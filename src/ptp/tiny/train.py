@@ -1,10 +1,10 @@
 """The recipe of ``ptp-tiny``: ``python -m ptp.tiny.train --out DIR`` (two CPU cores, about two hours; ``--device cuda``).
 
-Stage "see" teaches the vision encoder what covers each visual token (from the patches) and what is in view (from [CLS]),
-and the projector to say it in the words of the language model. Stage "answer" adds the language model, with eight questions about one picture packed
-into one sequence: each question sees the picture and itself, at the positions it would have if it were the only
-one, so packing changes the cost of training and nothing else. The losses of "see" stay on at a low weight, because
-[CLS] feeds no answer and would otherwise drift.
+Stage "see" teaches the vision encoder what covers each visual token (from the patches) and what is in view (from
+[CLS]), and the projector to say it in the words of the language model. Stage "answer" adds the language model, with
+eight questions about one picture packed into one sequence: each question sees the picture and itself, at the positions
+it would have if it were the only one, so packing changes the cost of training and nothing else. The losses of "see" stay
+on at a low weight, because [CLS] feeds no answer and would otherwise drift.
 
 Every checkpoint holds the optimizer and the random state; the same command resumes an interrupted run.
 """
@@ -34,6 +34,7 @@ BLOCK = 18
 CELL = 2 * PATCH
 CELLS = TILE // CELL
 LOOKS = len(COLORS) * len(SHAPES)
+CHECKPOINT_EVERY = 250
 
 
 @dataclass(frozen=True)
@@ -324,7 +325,7 @@ def train(
                 entry = {"step": step, "seconds": round(seconds), **{k: round(v, 4) for k, v in averages.items()}}
                 with (out / "log.jsonl").open("a") as file:
                     file.write(json.dumps(entry) + "\n")
-            if step % 250 == 0 or step == steps:
+            if step % CHECKPOINT_EVERY == 0 or step == steps:
                 write_checkpoint()
     save(model, tokenizer, out / "model")
 

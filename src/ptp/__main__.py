@@ -1,0 +1,5 @@
+"""``python -m ptp`` is the `ptp` command."""
+
+from .cli import main
+
+main()

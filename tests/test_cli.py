@@ -1,0 +1,196 @@
+"""The command as a user runs it: a process of its own, bad input included."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ptp.tiny.demo import load_demo
+from ptp.tiny.drawing import draw_scene
+
+QUESTION = ["-q", "What is on the red circle?"]
+
+
+def ptp(*arguments, cwd: Path) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "COLUMNS": "160"}
+    return subprocess.run(
+        [sys.executable, "-m", "ptp", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with one picture of every kind that people have."""
+    path = tmp_path_factory.mktemp("pictures")
+    image = draw_scene(np.random.default_rng(0), (4, 3)).image
+    image.save(path / "good.jpg")
+    image.convert("CMYK").save(path / "cmyk.jpg")
+    Image.fromarray(np.asarray(image.convert("L"), np.uint16) * 257).save(path / "16bit.png")
+    image.convert("RGBA").save(path / "alpha.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.transpose(Image.Transpose.ROTATE_90).save(path / "rotated.jpg", exif=exif)
+    (path / "empty.jpg").write_bytes(b"")
+    (path / "text.jpg").write_text("no picture")
+    (path / "truncated.jpg").write_bytes((path / "good.jpg").read_bytes()[:3000])
+    Image.new("RGB", (1, 1)).save(path / "1x1.png")
+    Image.new("RGB", (3000, 10)).save(path / "long.png")
+    Image.new("1", (15_000, 15_000)).save(path / "huge.png")
+    (path / "taken.html").write_text("mine")
+    (path / "directory").mkdir()
+    unknown = path / "unknown"
+    unknown.mkdir()
+    (unknown / "config.json").write_text('{"model_type": "bert"}')
+    unheard = path / "unheard"
+    unheard.mkdir()
+    (unheard / "config.json").write_text('{"model_type": "no-such-model"}')
+    incomplete = path / "incomplete"
+    incomplete.mkdir()
+    weights = Path(__file__).parents[1] / "src/ptp/tiny/weights"
+    (incomplete / "config.json").write_text((weights / "config.json").read_text())
+    return path
+
+
+BAD = {
+    "missing": (["none.jpg"], "does not exist"),
+    "a directory": (["directory"], "is a directory"),
+    "empty": (["empty.jpg"], "is empty"),
+    "no picture": (["text.jpg"], "not a picture"),
+    "truncated": (["truncated.jpg"], "is damaged"),
+    "1x1": (["1x1.png"], "at least 8 pixels"),
+    "too long": (["long.png"], "at most 100 times longer"),
+    "a bomb": (["huge.png"], "million pixels"),
+    "keep 0": (["good.jpg", "--keep", "0"], "keep_ratio must be in (0, 1]"),
+    "keep 1.1": (["good.jpg", "--keep", "1.1"], "keep_ratio must be in (0, 1]"),
+    "keep nan": (["good.jpg", "--keep", "nan"], "keep_ratio must be in (0, 1]"),
+    "keep word": (["good.jpg", "--keep", "half"], "--keep"),
+    "alpha": (["good.jpg", "--alpha", "1.5"], "alpha must be in [0, 1]"),
+    "layer": (["good.jpg", "--prune-layer", "6"], "prune_layer must be in [0, 5]"),
+    "region": (["good.jpg", "--region", "magic"], "region must be one of thumbnail_attention"),
+    "method": (["good.jpg", "--method", "magic"], "--method must be one of pyramid, random"),
+    "setting of another method": (["good.jpg", "--method", "random", "--alpha", "0.5"], "does not apply to method 'random'"),
+    "device": (["good.jpg", "--device", "tpu"], "device must be"),
+    "absent device": (["good.jpg", "--device", "cuda:99"], "is not there"),
+    "dtype": (["good.jpg", "--dtype", "int3"], "dtype must be one of float32"),
+    "unsupported model": (["good.jpg", "--model", "unknown"], "'bert' is not supported. Families that work: InternVL"),
+    "unheard-of model": (["good.jpg", "--model", "unheard"], "no-such-model"),
+    "incomplete model": (["good.jpg", "--model", "incomplete"], "is incomplete: tokenizer_config.json"),
+    "no model": (["good.jpg", "--model", "./nowhere"], "neither a directory here nor"),
+    "page exists": (["good.jpg", "--html", "taken.html"], "Pass --force"),
+    "page cannot be written": (["good.jpg", "--html", "nowhere/out.html"], "cannot be written"),
+    "page is a directory": (["good.jpg", "--html", "directory"], "is a directory"),
+    "unknown option": (["good.jpg", "--nonsense"], "--nonsense"),
+}
+
+
+OTHER = {
+    "no question": (["run", "good.jpg"], "Pass one with -q"),
+    "eval task": (["eval", "--tasks", "singing"], "--tasks must be among read, color"),
+    "eval method": (["eval", "--methods", "magic"], "Method must be one of pyramid, random"),
+    "eval setting": (["eval", "--methods", "pyramid:beta=1"], "Settings of pyramid are alpha"),
+    "eval value": (["eval", "--methods", "pyramid:alpha=2"], "alpha must be in"),
+    "eval ratios": (["eval", "--keep", "0.5,many"], "--keep must be numbers"),
+    "eval split": (["eval", "--split", "train"], "--split must be one of"),
+    "eval results exist": (["eval", "--out", "taken.html"], "Pass --force"),
+    "bench preset": (["bench", "--preset", "huge"], "--preset must be one of 100m"),
+    "bench layers": (["bench", "--prune-layers", "two"], "--prune-layers must be layer numbers"),
+    "demo page exists": (["demo", "--html", "taken.html"], "Pass --force"),
+    "unknown command": (["sing"], "sing"),
+}
+CASES = {name: (["run", *arguments, *QUESTION], message) for name, (arguments, message) in BAD.items()} | OTHER
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    """Every bad call, two at a time: most of a call is importing torch. Nothing in the folder may change."""
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with ThreadPoolExecutor(2) as pool:
+        done = dict(zip(CASES, pool.map(lambda case: ptp(*case[0], cwd=folder), CASES.values()), strict=True))
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    return done
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input_is_one_line_and_exit_code_2(results, case):
+    result = results[case]
+    assert result.returncode == 2, result.stderr
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("ptp: ") and CASES[case][1] in lines[0], result.stderr
+    assert not result.stdout
+
+
+@pytest.mark.parametrize("name", ["good.jpg", "cmyk.jpg", "16bit.png", "alpha.png", "rotated.jpg"])
+def test_pictures_of_every_kind_run(folder, name):
+    result = ptp("run", name, *QUESTION, "--json", "--max-new-tokens", 4, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    data = json.loads(result.stdout)
+    assert data["visual_tokens"] == [208, 104] and len(data["trace"]["images"][0]["kept"]) == 104
+    assert data["trace"]["images"][0]["grid"] == [4, 3], "EXIF rotation is applied"
+    assert data["cache_bytes"][1] < data["cache_bytes"][0]
+
+
+INTERRUPTED = """
+import os, signal, sys, threading
+import ptp.cli
+sys.argv = ["ptp", "eval", "--samples", "100000", "--out", "never.json"]
+threading.Timer(5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+ptp.cli.main()
+"""
+
+
+def test_ctrl_c_ends_cleanly(folder):
+    result = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, cwd=folder, timeout=120)
+    assert result.returncode == 130 and result.stderr.strip() == "ptp: interrupted"
+    assert not (folder / "never.json").exists()
+
+
+def test_a_page_is_written_escaped_and_self_contained(folder):
+    question = 'What is on the <b>red</b> circle? "&'
+    result = ptp("run", "good.jpg", "-q", question, "--html", "page.html", "--keep", "0.2", "--max-new-tokens", 4, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert "208 -> 42 visual tokens" in result.stdout
+    page = (folder / "page.html").read_text()
+    assert "<b>red" not in page and "&lt;b&gt;red&lt;/b&gt;" in page
+    assert "<script" not in page and "http://" not in page and "https://" not in page
+    for title in ("Kept tokens", "Tile budgets", "Region saliency", "Token saliency", "Instruction", "Fused"):
+        assert page.count(f"<figcaption>{title}") == 1
+    assert ptp("run", "good.jpg", *QUESTION, "--html", "page.html", cwd=folder).returncode == 2
+    assert ptp("run", "good.jpg", *QUESTION, "--html", "page.html", "--force", cwd=folder).returncode == 0
+
+
+def test_without_a_picture_nothing_is_pruned_and_it_says_so(folder):
+    result = ptp("run", *QUESTION, "--max-new-tokens", 4, cwd=folder)
+    assert result.returncode == 0 and "nothing was pruned" in result.stdout
+
+
+def test_eval_writes_its_table(folder):
+    result = ptp("eval", "--samples", 3, "--keep", "1.0,0.5", "--out", "small.json", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    data = json.loads((folder / "small.json").read_text())
+    assert [(row["method"], row["keep_ratio"]) for row in data["rows"]] == [("full", 1.0), ("pyramid", 0.5), ("random", 0.5)]
+    assert all(abs(row["kept"] - 0.5) < 0.02 for row in data["rows"][1:])
+    assert "| pyramid | 0.5 |" in (folder / "small.md").read_text()
+
+
+def test_the_demo_pictures_are_what_the_recipe_draws(tmp_path):
+    from ptp.tiny.demo import draw
+
+    draw(tmp_path)
+    pictures, questions = load_demo()
+    assert json.loads((tmp_path / "questions.json").read_text())[0]["question"] == questions[0].question
+    for name, image in pictures.items():
+        again = Image.open(tmp_path / name).convert("RGB")
+        assert image.size == again.size
+        difference = np.abs(np.asarray(image, np.int16) - np.asarray(again, np.int16))
+        assert difference.mean() < 1  # libjpeg versions may differ by a shade

@@ -1,0 +1,69 @@
+"""Overlays put every visual token where it is on the picture; the page escapes and renders."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ptp.report import Answer, Page, figure, write_page
+from ptp.report.overlay import heat, keep, split_tiles
+from ptp.runtime import ImageTrace, Trace
+
+
+def trace_of(grid: tuple[int, int] | None, kept: list[int]) -> ImageTrace:
+    tiles = 1 if grid is None else grid[0] * grid[1] + 1
+    tokens = 16 * tiles
+    budgets = torch.bincount(torch.tensor(kept) // 16, minlength=tiles).tolist()
+    scores = {"region": torch.rand(tiles), "fused": torch.rand(tokens)}
+    return ImageTrace(0, tokens, grid, (16,) * tiles, budgets, torch.tensor(kept), torch.arange(tokens), scores)
+
+
+@pytest.mark.parametrize("grid", [(3, 2), (1, 2), (4, 3)])
+def test_tokens_land_on_their_pixels(grid):
+    """Every token by itself, against arithmetic on its tile's place: nothing else on the picture stays bright."""
+    columns, rows = grid
+    picture = Image.new("RGB", (columns * 40, rows * 40), (200, 100, 50))
+    for token in range(16 * columns * rows):
+        tile, place = divmod(token, 16)
+        mosaic, thumbnail = split_tiles(trace_of(grid, [token]), np.arange(16 * (columns * rows + 1)) == token)
+        assert not thumbnail.any()
+        left, top = tile % columns * 40 + place % 4 * 10, tile // columns * 40 + place // 4 * 10
+        bright = np.asarray(keep(picture, mosaic))[..., 0] == 200
+        expected = np.zeros_like(bright)
+        expected[top : top + 10, left : left + 10] = True
+        assert (bright == expected).all()
+
+
+def test_the_thumbnail_and_a_single_tile_have_maps_of_their_own():
+    values = np.arange(16 * 3)
+    mosaic, thumbnail = split_tiles(trace_of((2, 1), [0]), values)
+    assert mosaic.shape == (4, 8) and thumbnail.tolist() == values[32:].reshape(4, 4).tolist()
+    mosaic, thumbnail = split_tiles(trace_of(None, [0]), values[:16])
+    assert mosaic.tolist() == values[:16].reshape(4, 4).tolist() and thumbnail is None
+
+
+def test_heat_is_darkest_at_its_low_end_and_never_divides_by_zero():
+    picture = Image.new("RGB", (20, 20), (128, 128, 128))
+    ramp = np.asarray(heat(picture, np.array([[0.0, 1.0]])), float).sum(axis=-1)
+    assert ramp[0, 0] < ramp[0, 19]
+    assert np.isfinite(np.asarray(heat(picture, np.zeros((2, 2))), float)).all()
+
+
+@pytest.mark.parametrize("size", [(640, 480), (8, 700), (700, 8)])
+def test_a_page_of_any_shape_is_escaped_and_self_contained(tmp_path, size):
+    image = trace_of((3, 2), [0, 5, 40])
+    trace = Trace(images=[image], visual_tokens=(112, 3))
+    evil = "<script>alert('1')</script>"
+    answer = Answer(evil, evil, "no", 0.03, (112, 3), (2048, 100), (0.1, 0.05))
+    page = Page(evil, [answer], [(evil, [Image.new("RGB", size)], trace)], {evil: evil})
+    write_page(page, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "<script" not in text and text.count("&lt;script&gt;") == 7
+    assert "112 → 3" in text and "100.0 → 50.0 ms" in text
+    assert figure(Image.new("RGB", size), image).width == 3 * 560 + 16
+
+
+def test_pages_tell_that_answers_differ(tmp_path):
+    row = Answer("q", "a", "b", 0.5, (2, 1), (2, 1), (1.0, 1.0))
+    write_page(Page("t", [row]), tmp_path / "page.html")
+    assert 'class="text differs"' in (tmp_path / "page.html").read_text()
