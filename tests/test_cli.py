@@ -48,6 +48,7 @@ def folder(tmp_path_factory) -> Path:
     Image.new("RGB", (3000, 10)).save(path / "long.png")
     Image.new("1", (15_000, 15_000)).save(path / "huge.png")
     (path / "taken.html").write_text("mine")
+    (path / "taken.json").write_text("mine")
     (path / "directory").mkdir()
     unknown = path / "unknown"
     unknown.mkdir()
@@ -102,7 +103,8 @@ OTHER = {
     "eval value": (["eval", "--methods", "pyramid:alpha=2"], "alpha must be in"),
     "eval ratios": (["eval", "--keep", "0.5,many"], "--keep must be numbers"),
     "eval split": (["eval", "--split", "train"], "--split must be one of"),
-    "eval results exist": (["eval", "--out", "taken.html"], "Pass --force"),
+    "eval results": (["eval", "--out", "taken.html"], "--out must end in .json"),
+    "eval results exist": (["eval", "--out", "taken.json"], "Pass --force"),
     "bench preset": (["bench", "--preset", "huge"], "--preset must be one of 100m"),
     "bench layers": (["bench", "--prune-layers", "two"], "--prune-layers must be layer numbers"),
     "demo page exists": (["demo", "--html", "taken.html"], "Pass --force"),

@@ -141,11 +141,16 @@ def test_pictures_encoded_elsewhere_are_refused_and_inside_are_reused():
     pixels = inputs.pop("pixel_values")
     outside = model.get_image_features(pixels, return_dict=True)
     with torch.no_grad(), ptp.PyramidPruner()(model, tokenizer()) as trace:
-        with pytest.raises(ValueError, match="Encode them while the pruner is attached"):
+        with pytest.raises(ValueError, match="Encode them while it is attached"):
             model(**inputs, mm_encoder_outputs={"image": outside})
         inside = model.get_image_features(pixels, return_dict=True)
         first = model(**inputs, mm_encoder_outputs={"image": inside}).logits
         assert torch.equal(first, model(**inputs, pixel_values=pixels).logits)
+        assert trace.visual_tokens == (80, 40)
+    with ptp.PyramidPruner(vision_layer=0)(model, tokenizer()), pytest.raises(ValueError, match="another vision layer"):
+        model(**inputs, mm_encoder_outputs={"image": inside})
+    with torch.no_grad(), ptp.RandomPruner()(model) as trace:
+        model(**inputs, mm_encoder_outputs={"image": inside})
         assert trace.visual_tokens == (80, 40)
 
 

@@ -1,6 +1,5 @@
 """`ptp eval`: accuracy of the embedded model per task, method and keep ratio."""
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +16,7 @@ from ..evaluation.summary import markdown, rows
 from ..loader import load
 from ..selection import check_keep_ratio
 from ..tiny.tasks import TASKS
-from .options import check_output, parse_ratios, provenance, write_whole
+from .options import check_results, parse_ratios, write_results
 
 
 def evaluate(
@@ -44,9 +43,7 @@ def evaluate(
     ratios = parse_ratios(keep)
     for ratio in ratios:
         check_keep_ratio(ratio)
-    text_file = None if out is None else out.with_suffix(".md")
-    for path in (out, text_file):
-        check_output(path, force)
+    check_results(out, force)
     loaded, processor = load(model)
     started = time.perf_counter()
     with Progress(transient=True) as progress:
@@ -64,14 +61,10 @@ def evaluate(
         )
     table = rows(cells, names)
     _show(table, names)
-    if out is None or text_file is None:
-        return
-    about = {**provenance(), "samples": samples, "seconds": round(time.perf_counter() - started)}
-    data = json.dumps({"about": about, "rows": table}, indent=1) + "\n"
-    facts = "\n".join(f"- {name}: {value}" for name, value in about.items())
-    document = f"# Accuracy of the embedded model\n\n{markdown(table, names)}\nBrackets: 95 % bootstrap intervals.\n\n{facts}\n"
-    write_whole(out, lambda path: path.write_text(data))
-    write_whole(text_file, lambda path: path.write_text(document))
+    if out is not None:
+        text = markdown(table, names) + "\nBrackets: 95 % bootstrap intervals over pictures, the same ones in every row.\n"
+        about = {"samples": samples, "split": split, "seconds": round(time.perf_counter() - started)}
+        write_results(out, "Accuracy of the embedded model", text, table, about)
 
 
 def _show(table: list[dict], tasks: list[str]) -> None:

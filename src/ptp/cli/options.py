@@ -1,5 +1,6 @@
 """What several subcommands share: building a pruner, checking output paths, the table of answers."""
 
+import json
 import os
 import platform
 import sys
@@ -67,6 +68,23 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def check_results(out: Path | None, force: bool) -> None:
+    """`check_output` for both files of `write_results`."""
+    if out is not None:
+        if out.suffix != ".json":
+            raise ValueError(f"--out must end in .json, got {str(out)!r}. A .md of the same name is written beside it.")
+        check_output(out, force)
+        check_output(out.with_suffix(".md"), force)
+
+
+def write_results(out: Path, title: str, table: str, data: Any, about: dict[str, Any]) -> None:
+    """Write measurements as NAME.json, and their Markdown table as NAME.md, both with their provenance."""
+    about = {**provenance(), **about}
+    facts = "\n".join(f"- {name}: {value}" for name, value in about.items())
+    write_whole(out, lambda path: path.write_text(json.dumps({"about": about, "rows": data}, indent=1) + "\n"))
+    write_whole(out.with_suffix(".md"), lambda path: path.write_text(f"# {title}\n\n{table}\n{facts}\n"))
 
 
 def provenance() -> dict[str, Any]:

@@ -5,6 +5,7 @@ One forward pass goes through them in this order: `core` (what is in the prompt)
 later layer gets the short mask and positions. Nothing but hooks is put on the model, and `detach` removes them.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -191,7 +192,7 @@ class Engine:
         pixels: Tensor = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
         small = F.interpolate(pixels.float(), size=(THUMBNAIL_SIDE, THUMBNAIL_SIDE), mode="area")
         empty = small.new_empty(len(small), 0)
-        vision = Vision(empty, empty, empty, small)
+        vision = Vision(None, empty, empty, empty, small)
         if self.method.vision_layer is not None:
             where = self.adapter.vision_attention(self.method.vision_layer)
             query, key = (self.captured.pop(n).unflatten(-1, (where.heads, -1)).transpose(1, 2) for n in ("query", "key"))
@@ -199,16 +200,17 @@ class Engine:
             score = scoring.cls_attention if self.adapter.has_cls else scoring.received_attention
             attention = score(query, key, where.scale)
             embeddings = states[:, 0] if self.adapter.has_cls else states.mean(dim=1)
-            vision = Vision(attention, self.adapter.pool(attention), embeddings, small)
+            vision = Vision(self.method.vision_layer, attention, self.adapter.pool(attention), embeddings, small)
         self.fresh = vision
         setattr(output, SIGNALS, vision)
 
     def _pictures(self, call: Call) -> list[Picture]:
         vision = self.fresh if call.encoded is None else getattr(call.encoded, SIGNALS, None)
-        if vision is None:
+        wanted = self.method.vision_layer
+        if vision is None or (wanted is not None and vision.layer != wanted):
             raise ValueError(
-                "The encoded pictures carry no signals to prune by. Encode them while the pruner is attached, "
-                "and without prefill_chunk_size."
+                "The encoded pictures carry no signals for this pruner. Encode them while it is attached (another one may read "
+                "another vision layer), and without prefill_chunk_size."
             )
         tiles = sum(len(span.sizes) for span in call.spans)
         copies, rest = divmod(tiles, len(vision.attention))
@@ -218,9 +220,12 @@ class Engine:
                 "Pass the pixel values and the token ids that the processor made together."
             )
         # Beams and num_return_sequences repeat each row after the pictures were encoded.
-        start, pictures, seen = 0, {}, {}
-        for number, span in enumerate(call.spans):
-            original = (span.row // copies, sum(s.row == span.row for s in call.spans[:number]))
+        start, pictures = 0, []
+        seen: dict[tuple[int, int], Picture] = {}
+        rank: Counter[int] = Counter()
+        for span in call.spans:
+            original = (span.row // copies, rank[span.row])
+            rank[span.row] += 1
             if original not in seen:
                 tile = slice(start, start + len(span.sizes))
                 start = tile.stop
@@ -228,8 +233,8 @@ class Engine:
                 alive = torch.arange(span.tokens, device=call.input_ids.device)
                 grid = self.adapter.grid(vision.thumbnails[tile])
                 seen[original] = Picture(span.sizes, grid, alive, *parts, relevance=None)
-            pictures[number] = seen[original]
-        return list(pictures.values())
+            pictures.append(seen[original])
+        return pictures
 
     # -- the language model --------------------------------------------------------------------------------------
 

@@ -11,12 +11,14 @@ class Vision:
     """Signals of the vision encoder, tile by tile, for all pictures of a batch.
 
     Attributes:
+        layer: The vision layer they were read from; None where none was asked for, and the first three are empty.
         patch_attention: (T, P) float32, [CLS] attention (or mean received attention) of each patch.
         attention: (T, n) the same pooled onto visual tokens.
         embeddings: (T, D) the [CLS] embedding of each tile (without [CLS]: the mean patch embedding).
         thumbnails: (T, C, 24, 24) each tile's pixels shrunk, for finding the tile grid.
     """
 
+    layer: int | None
     patch_attention: Tensor
     attention: Tensor
     embeddings: Tensor

@@ -136,7 +136,7 @@ def build_model(config: InternVLConfig, seed: int) -> InternVLForConditionalGene
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
         # Last: the output layer is tied to the embeddings.
-        nn.init.normal_(model.get_input_embeddings().weight, std=config.get_text_config().hidden_size ** -0.5)
+        nn.init.normal_(model.lm_head.weight, std=config.get_text_config().hidden_size ** -0.5)
         projection = vision.embeddings.patch_embeddings.projection
         nn.init.xavier_uniform_(projection.weight.view(projection.out_channels, -1))
         vision.embeddings.position_embeddings.copy_(0.5 * sincos_positions(TILE // PATCH, vision.config.hidden_size))

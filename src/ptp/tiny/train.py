@@ -177,7 +177,7 @@ def align_loss(
     Both spellings count, " red" as questions have it and "red" as answers have it. So the language model starts with
     pictures that speak its own vocabulary; without this, finding out that labels can be copied took it hours.
     """
-    table = model.get_input_embeddings().weight
+    table = model.lm_head.weight  # tied to the input embeddings
     states = F.rms_norm(visual[:, :-1], visual.shape[-1:]).flatten(0, -2)
     loss = visual.new_zeros(())
     for words, target in zip((tuple(COLORS), SHAPES, LABELS), batch.tokens.unbind(-1), strict=True):
