@@ -4,7 +4,6 @@ import sys
 import warnings
 from typing import NoReturn
 
-import click
 import typer
 
 from . import bench, demo, evaluate, run
@@ -33,17 +32,22 @@ def main() -> None:
         code = app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
         _stop("interrupted", 130)
-    except (click.ClickException, typer.BadParameter) as error:
-        _stop(error.format_message())
     except torch.OutOfMemoryError:
         _stop("out of memory. Use a smaller picture or model, --dtype bfloat16, or a lower --keep.", 1)
     except (ValueError, OSError) as error:
         _stop(str(error))
+    except Exception as error:
+        # Usage errors: newer typers carry a click of their own, older ones use the installed one. Both say it this way.
+        if not hasattr(error, "format_message"):
+            raise
+        text = error.format_message()  # empty where the help was asked for by passing nothing
+        _stop(text and f"{text} See ptp --help.")
     if code == 130:  # how typer reports Ctrl-C inside a command
         _stop("interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _stop(message: str, code: int = 2) -> NoReturn:
-    print("ptp: " + " ".join(message.split()), file=sys.stderr)
+    if message:
+        print("ptp: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(code)
