@@ -74,7 +74,7 @@ def load_processor(path: str) -> Any:
     if is_torchvision_available():
         return AutoProcessor.from_pretrained(path)
     tokenizer = AutoTokenizer.from_pretrained(path)
-    # use_fast and friends do not matter here: without torchvision transformers picks the PIL image processor.
+    # Without torchvision transformers picks the PIL image processor by itself.
     image_processor = AutoImageProcessor.from_pretrained(path)
     config = AutoConfig.from_pretrained(path)
     return ImageInternVLProcessor(
