@@ -1,6 +1,7 @@
 """Prefill pruning inside a running model: reading attention rows, shortening the sequence, compacting caches."""
 
-from .engine import Engine, UnsupportedCacheError
+from .cache import UnsupportedCacheError
+from .engine import Engine
 from .picture import Picture
 from .trace import ImageTrace, Trace
 

@@ -1,11 +1,9 @@
-"""Shortening: which slots of a batch stay, and gathering tensors and caches to them."""
+"""Shortening: which slots of a batch stay, and gathering tensors to them."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
 
 
 @dataclass(frozen=True)
@@ -45,18 +43,3 @@ def take(states: Tensor, index: Tensor, dim: int) -> Tensor:
     size = list(states.shape)
     size[dim] = index.shape[1]
     return states.gather(dim, index.to(states.device).view(shape).expand(size))
-
-
-def compact_cache(cache: Cache, layers: int, index: Tensor) -> None:
-    """Shorten the first `layers` layers of a cache to `index` (B, S'), in place."""
-    below: list[Any] = cache.layers[:layers]
-    for layer in below:
-        layer.keys = take(layer.keys, index, dim=2)
-        layer.values = take(layer.values, index, dim=2)
-
-
-def cache_bytes(cache: Cache | None) -> int:
-    """Bytes that the keys and values of a cache occupy."""
-    layers: list[Any] = cache.layers if cache is not None else []
-    tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

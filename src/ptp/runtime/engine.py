@@ -5,37 +5,25 @@ One forward pass goes through them in this order: `core` (what is in the prompt)
 later layer gets the short mask and positions. Nothing but hooks is put on the model, and `detach` removes them.
 """
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 from transformers.masking_utils import create_causal_mask
 
 from .. import scoring
 from ..adapters import Adapter, Span
 from ..adapters.instruction import TurnMarkers, pad_rows
-from ..errors import UnsupportedModelError
 from ..selection import Selection
-from .compaction import Slots, cache_bytes, compact, compact_cache, take
-from .picture import Picture, Vision
+from .cache import RECORD, Record, cache_bytes, check_cache, compact_cache, continue_from
+from .compaction import Slots, compact, take
+from .picture import Picture
 from .trace import ImageTrace, Trace
-
-SIGNALS = "ptp_signals"
-"""Attribute of an encoder output that carries its `Vision`, so that encoded pictures can be reused."""
-RECORD = "ptp_record"
-"""Attribute of a pruned cache that carries its `Record`, so that copies of it can be decoded from."""
-THUMBNAIL_SIDE = 24
-
-
-class UnsupportedCacheError(UnsupportedModelError):
-    """The KV cache cannot be pruned exactly, or not any more."""
+from .vision import VisionReader
 
 
 class StageLike(Protocol):
@@ -55,20 +43,6 @@ class Method(Protocol):
     @property
     def uses_instruction(self) -> bool: ...
     def select(self, picture: Picture, stage: Any) -> Selection: ...
-
-
-@dataclass(frozen=True)
-class Record:
-    """What decoding from a pruned cache needs to know.
-
-    `length` tokens were prefilled; `valid` (B, S') marks the slots that hold one, `padded` says whether any does not;
-    the next token of a row has position `position` (B, 1).
-    """
-
-    length: int
-    valid: Tensor
-    padded: bool
-    position: Tensor
 
 
 @dataclass
@@ -97,8 +71,7 @@ class Engine:
         self.trace = Trace()
         self.call: Call | None = None
         self.record: Record | None = None  # of the cache this call decodes from
-        self.captured: dict[str, Tensor] = {}
-        self.fresh: Vision | None = None
+        self.vision = VisionReader(adapter, method.vision_layer)
         self.handles: list[RemovableHandle] = []
 
     def attach(self) -> None:
@@ -109,12 +82,7 @@ class Engine:
         handles.append(adapter.core.register_forward_hook(self._leave_core, always_call=True))
         handles.append(adapter.language.register_forward_pre_hook(self._enter_language, with_kwargs=True))
         handles.append(adapter.language.register_forward_hook(self._leave_language))
-        if method.vision_layer is not None:
-            where = adapter.vision_attention(method.vision_layer)
-            handles.append(where.query.register_forward_hook(self._capture("query")))
-            handles.append(where.key.register_forward_hook(self._capture("key")))
-            handles.append(adapter.vision_embeddings().register_forward_hook(self._capture("embeddings")))
-        handles.append(adapter.vision.register_forward_hook(self._leave_vision, with_kwargs=True))
+        handles.extend(self.vision.attach())
         first = min(stage.layer for stage in method.stages)
         for number, layer in enumerate(adapter.layers):
             if number >= first:
@@ -133,8 +101,8 @@ class Engine:
         self._forget()
 
     def _forget(self) -> None:
-        self.call = self.record = self.fresh = None
-        self.captured.clear()
+        self.call = self.record = None
+        self.vision.forget()
 
     # -- the prompt ----------------------------------------------------------------------------------------------
 
@@ -180,62 +148,6 @@ class Engine:
     def _leave_core(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._forget()
 
-    # -- the vision encoder --------------------------------------------------------------------------------------
-
-    def _capture(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self.captured[name] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    def _leave_vision(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        pixels: Tensor = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
-        small = F.interpolate(pixels.float(), size=(THUMBNAIL_SIDE, THUMBNAIL_SIDE), mode="area")
-        empty = small.new_empty(len(small), 0)
-        vision = Vision(None, empty, empty, empty, small)
-        if self.method.vision_layer is not None:
-            where = self.adapter.vision_attention(self.method.vision_layer)
-            query, key = (self.captured.pop(n).unflatten(-1, (where.heads, -1)).transpose(1, 2) for n in ("query", "key"))
-            states = self.captured.pop("embeddings")
-            score = scoring.cls_attention if self.adapter.has_cls else scoring.received_attention
-            attention = score(query, key, where.scale)
-            embeddings = states[:, 0] if self.adapter.has_cls else states.mean(dim=1)
-            vision = Vision(self.method.vision_layer, attention, self.adapter.pool(attention), embeddings, small)
-        self.fresh = vision
-        setattr(output, SIGNALS, vision)
-
-    def _pictures(self, call: Call) -> list[Picture]:
-        vision = self.fresh if call.encoded is None else getattr(call.encoded, SIGNALS, None)
-        wanted = self.method.vision_layer
-        if vision is None or (wanted is not None and vision.layer != wanted):
-            raise ValueError(
-                "The encoded pictures carry no signals for this pruner. Encode them while it is attached (another one may read "
-                "another vision layer), and without prefill_chunk_size."
-            )
-        tiles = sum(len(span.sizes) for span in call.spans)
-        copies, rest = divmod(tiles, len(vision.attention))
-        if rest or copies == 0 or call.input_ids.shape[0] % copies:
-            raise ValueError(
-                f"The prompt has image tokens for {tiles} tiles but {len(vision.attention)} tiles were encoded. "
-                "Pass the pixel values and the token ids that the processor made together."
-            )
-        # Beams and num_return_sequences repeat each row after the pictures were encoded.
-        start, pictures = 0, []
-        seen: dict[tuple[int, int], Picture] = {}
-        rank: Counter[int] = Counter()
-        for span in call.spans:
-            original = (span.row // copies, rank[span.row])
-            rank[span.row] += 1
-            if original not in seen:
-                tile = slice(start, start + len(span.sizes))
-                start = tile.stop
-                parts = (vision.patch_attention[tile], vision.attention[tile], vision.embeddings[tile])
-                alive = torch.arange(span.tokens, device=call.input_ids.device)
-                grid = self.adapter.grid(vision.thumbnails[tile])
-                seen[original] = Picture(span.sizes, grid, alive, *parts, relevance=None)
-            pictures.append(seen[original])
-        return pictures
-
     # -- the language model --------------------------------------------------------------------------------------
 
     def _enter_language(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -249,7 +161,7 @@ class Engine:
         positions = kwargs.get("position_ids")
         call.position_ids = order if positions is None else positions.expand(batch, -1)
         call.slots = Slots(order, call.padding)
-        call.pictures = self._pictures(call)
+        call.pictures = self.vision.pictures(call.spans, batch, call.encoded)
         return None
 
     def _capture_text(self, name: str) -> Callable[..., None]:
@@ -371,46 +283,3 @@ class Engine:
         if cache is not None and call.short is not None:
             position = call.position_ids.masked_fill(~call.padding, -1).amax(dim=1, keepdim=True) + 1
             setattr(cache, RECORD, Record(before, call.slots.valid, call.slots.padded, position))
-
-
-def check_cache(cache: Any, record: Record | None) -> None:
-    """Raise UnsupportedCacheError unless a prompt with pictures can be prefilled into `cache`."""
-    if cache is None:
-        return
-    if record is not None or cache.get_seq_length() > 0:
-        raise UnsupportedCacheError(
-            "A prompt with pictures needs an empty KV cache, and this one is filled. Start it with a fresh cache."
-        )
-    if getattr(cache, "offloading", False) or any(type(layer) is not DynamicLayer for layer in cache.layers):
-        kinds = sorted({type(layer).__name__ for layer in cache.layers})
-        raise UnsupportedCacheError(
-            f"Visual tokens can be pruned with DynamicCache only, got {type(cache).__name__} ({', '.join(kinds)}): other "
-            "caches fix their length or forget tokens. Drop cache_implementation / past_key_values, or turn off offloading."
-        )
-
-
-def continue_from(record: Record, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Mask and positions for tokens that follow a pruned prefill: it is shorter than the positions it holds.
-
-    Raises:
-        UnsupportedCacheError: mask or positions and cache disagree on how many tokens are new, as when a second prompt is
-            prepared as if nothing had been pruned.
-    """
-    cache, states = kwargs["past_key_values"], kwargs["inputs_embeds"]
-    new = states.shape[1]
-    decoded = cache.get_seq_length() - record.valid.shape[1]
-    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
-    expected = record.position + decoded + torch.arange(new, device=states.device)
-    fits = mask is None or (isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == record.length + decoded + new)
-    if fits and new > 1 and positions is not None:  # one token cannot be cut out wrongly: spare decoding the wait
-        fits = bool((positions == expected).all())
-    if not fits:
-        raise UnsupportedCacheError(
-            "This KV cache was pruned, and the prompt does not continue it token by token: a second prompt on a pruned "
-            "cache is not supported by generate. Start with a fresh cache, or feed the new tokens to model(...) itself."
-        )
-    changed: dict[str, Any] = {"position_ids": expected if positions is None else positions}
-    if mask is not None or record.padded:
-        tail = record.valid.new_ones(len(record.valid), decoded + new) if mask is None else mask[:, record.length :].bool()
-        changed["attention_mask"] = torch.cat([record.valid, tail], dim=1).long()
-    return changed
