@@ -157,6 +157,23 @@ def test_ctrl_c_ends_cleanly(folder):
     assert not (folder / "never.json").exists()
 
 
+WHILE_IMPORTING = """
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+import ptp.cli
+ptp.cli.main()
+"""
+
+
+def test_ctrl_c_ends_cleanly_while_torch_is_imported(folder):
+    result = subprocess.run([sys.executable, "-c", WHILE_IMPORTING], capture_output=True, text=True, cwd=folder, timeout=120)
+    assert result.returncode == 130 and result.stderr.strip() == "ptp: interrupted"
+
+
 def test_a_page_is_written_escaped_and_self_contained(folder):
     question = 'What is on the <b>red</b> circle? "&'
     result = ptp("run", "good.jpg", "-q", question, "--html", "page.html", "--keep", "0.2", "--max-new-tokens", 4, cwd=folder)

@@ -1,10 +1,14 @@
 """Pyramid Token Pruning: training-free pruning of visual tokens for vision-language models in plain transformers."""
 
-from .errors import UnsupportedModelError
-from .loader import load
-from .methods import METHODS, PyramidPruner, RandomPruner
-from .pruner import Handle, Pruner, Stage, attach
-from .runtime import ImageTrace, Trace, UnsupportedCacheError
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import UnsupportedModelError
+    from .loader import load
+    from .methods import METHODS, PyramidPruner, RandomPruner
+    from .pruner import Handle, Pruner, Stage, attach
+    from .runtime import ImageTrace, Trace, UnsupportedCacheError
 
 __version__ = "0.1.0"
 
@@ -22,3 +26,23 @@ __all__ = [
     "attach",
     "load",
 ]
+
+_HOMES = {
+    "errors": ("UnsupportedModelError",),
+    "loader": ("load",),
+    "methods": ("METHODS", "PyramidPruner", "RandomPruner"),
+    "pruner": ("Handle", "Pruner", "Stage", "attach"),
+    "runtime": ("ImageTrace", "Trace", "UnsupportedCacheError"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: torch and transformers take seconds, and Ctrl-C need not wait for them."""
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
