@@ -87,7 +87,7 @@ def parse_device(device: str | torch.device) -> torch.device:
     try:
         parsed = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device must be cpu, cuda, cuda:N or mps, got {str(device)!r}.") from error
+        raise ValueError(f"device must be cpu, cuda, cuda:N or mps, got {str(device)!r}. Choose one of these.") from error
     present = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (parsed.index or 0) < torch.cuda.device_count(),
@@ -95,7 +95,7 @@ def parse_device(device: str | torch.device) -> torch.device:
     }
     if not present.get(parsed.type, False):
         here = ", ".join(kind for kind in ("cpu", "cuda", "mps") if present[kind] and kind != parsed.type)
-        raise ValueError(f"device {str(device)!r} is not there. On this machine: {here}.")
+        raise ValueError(f"device {str(device)!r} is not there. Choose one of this machine: {here}.")
     return parsed
 
 
@@ -106,7 +106,7 @@ def parse_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}.")
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}. Choose one of these.")
     return DTYPES[dtype]
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 import transformers
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from .. import __version__
@@ -107,16 +109,19 @@ def _processor_name() -> str:
 
 
 def answer_table(answers: list[Answer]) -> Table:
-    """Question, answers, tokens, times and sizes, full -> pruned."""
-    table = Table()
+    """Question, answers, tokens, times and sizes, full -> pruned; narrow enough for 80 columns."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for column in ("Question", "Kept", "Full", "Pruned", "Visual tokens", "Prefill ms", "KV cache KiB"):
-        table.add_column(column, justify="left" if column in ("Question", "Full", "Pruned") else "right", overflow="fold")
+        text = column in ("Question", "Full", "Pruned")
+        table.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=not text)
+    previous = None
     for a in answers:
+        same, previous = a.question == previous, a.question
         table.add_row(
-            a.question.replace("[", r"\["),
+            "" if same else escape(a.question),
             f"{100 * a.keep_ratio:g} %",
-            a.full.replace("[", r"\["),
-            a.pruned.replace("[", r"\["),
+            "" if same else escape(a.full),
+            escape(a.pruned),
             "{:,} -> {:,}".format(*a.visual_tokens),
             f"{1000 * a.prefill[0]:.1f} -> {1000 * a.prefill[1]:.1f}",
             f"{a.cache_bytes[0] / 1024:,.0f} -> {a.cache_bytes[1] / 1024:,.0f}",
