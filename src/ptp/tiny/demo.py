@@ -1,5 +1,6 @@
 """The demo pictures: ``python -m ptp.tiny.demo DIR`` draws them again, pixel for pixel."""
 
+import itertools
 import json
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -9,12 +10,14 @@ import numpy as np
 import typer
 from PIL import Image
 
+from .difficulty import read_difficulty
 from .drawing import HELD_OUT_PHOTOS, draw_scene
-from .tasks import ask
+from .tasks import Example, ask
 
 SEED = 2509_15704
 SCALE = 3
 GRIDS = ((4, 3), (4, 3), (3, 4))
+QUESTIONS_EACH = 3
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,21 @@ class DemoQuestion:
 
 def draw(directory: Path) -> None:
     """Draw the demo pictures (photographs that training never saw) and write their questions."""
+    difficulty = read_difficulty(Path(str(resources.files("ptp.tiny").joinpath("weights"))))
+    asked = itertools.cycle(difficulty.tasks)
     questions = []
     for number, grid in enumerate(GRIDS, 1):
         rng = np.random.default_rng([SEED, number])
         photo = HELD_OUT_PHOTOS[number % len(HELD_OUT_PHOTOS)]
-        scene = draw_scene(rng, grid, (photo,), texture_share=0.0, clustered=0.0, scale=SCALE)
         name = f"{photo}_{number}.jpg"
+        tasks = [next(asked) for _ in range(min(QUESTIONS_EACH, len(difficulty.tasks)))]
+        examples: list[Example | None] = [None]
+        while None in examples:
+            options = {"texture_share": 0.0, "clustered": 0.0, "scale": SCALE, **difficulty.scene}
+            scene = draw_scene(rng, grid, (photo,), **options)
+            examples = [ask(rng, scene, task) for task in tasks]
         scene.image.save(directory / name, quality=85, optimize=True)
-        for task in ("read", "color"):
-            example = ask(rng, scene, task)
-            questions.append(DemoQuestion(name, example.question, example.answer))
+        questions += [DemoQuestion(name, example.question, example.answer) for example in examples if example]
     text = json.dumps([asdict(question) for question in questions], indent=2)
     (directory / "questions.json").write_text(text + "\n")
 

@@ -1,6 +1,5 @@
 """The architecture, tokenizer and processor files of ``ptp-tiny``: an ordinary, small Hugging Face InternVL."""
 
-import itertools
 import json
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from .drawing import COLORS, LABELS, SHAPES, TILE
-from .tasks import COLOR_QUESTIONS, READ_QUESTIONS
+from .drawing import COLORS, LABELS, SHAPES, TAG, TAG_COLORS, TILE
+from .tasks import RELATIONS, every_question
 
 PATCH = 14
 TOKENS_PER_TILE = (TILE // PATCH // 2) ** 2
@@ -42,10 +41,9 @@ CHAT_TEMPLATE = """\
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE trained on the task vocabulary: any text can be encoded, task words are one token each."""
-    words = [w for color, shape in itertools.product(COLORS, SHAPES) for w in (color, shape)] + list(LABELS)
-    corpus = [*words, *(f" {word}" for word in words)] * 50
-    corpus += [t.format(color=c, shape=s) for t in READ_QUESTIONS for c in COLORS for s in SHAPES]
-    corpus += [t.format(label=label) for t in COLOR_QUESTIONS for label in LABELS]
+    words = [*COLORS, *TAG_COLORS, *SHAPES, TAG, "table", "yes", "no", *LABELS, *" ".join(RELATIONS).split()]
+    corpus = [*words, *(f" {word}" for word in words)] * 1000
+    corpus += every_question()
     corpus += ["user\n", "assistant\n", "system\n"] * 50
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -99,6 +97,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> InternVLConfig:
             intermediate_size=512,
             vocab_size=len(tokenizer),
             max_position_embeddings=4096,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6},  # as Qwen2's own
             tie_word_embeddings=True,
             bos_token_id=None,
             eos_token_id=eos,

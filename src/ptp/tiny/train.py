@@ -1,10 +1,13 @@
 """The recipe of ``ptp-tiny``: ``python -m ptp.tiny.train --out DIR`` (two CPU cores, about two hours; ``--device cuda``).
 
 Stage "see" teaches the vision encoder what covers each visual token (from the patches) and what is in view (from
-[CLS]), and the projector to say it in the words of the language model. Stage "answer" adds the language model, with
-eight questions about one picture packed into one sequence: each question sees the picture and itself, at the positions
-it would have if it were the only one, so packing changes the cost of training and nothing else. The losses of "see" stay
-on at a low weight, because [CLS] feeds no answer and would otherwise drift.
+[CLS]), and the projector to say it in the words of the language model. Stage "answer" teaches the language model alone,
+on what the finished encoder shows it, with twelve questions about one picture packed into one sequence: each question
+sees the picture and itself, at the positions it would have if it were the only one, so packing changes the cost of
+training and nothing else.
+
+Few labels come first: a question that names a label ("What color is sign K?") has to find it among the visual tokens, and
+with all 34 from the start the language model did not find out how within hours; with eight it takes minutes.
 
 Every checkpoint holds the optimizer and the random state; the same command resumes an interrupted run.
 """
@@ -21,20 +24,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
+from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFast
 
-from .drawing import COLORS, GRIDS, LABELS, SHAPES, TILE, Scene, draw_scene
+from .difficulty import Difficulty, write_difficulty
+from .drawing import CELL, COLORS, DIGITS, GRIDS, LABELS, SHAPES, TAG, TAG_COLORS, TILE, Box, Scene, draw_scene, tile_of
 from .model import IMAGE_MEAN, IMAGE_STD, PATCH, TOKENS_PER_TILE, build_config, build_model, build_tokenizer, save
-from .tasks import TASKS, ask
+from .tasks import TASKS, Example, ask
 
-QUESTIONS = 8
-BLOCK = 18
-CELL = 2 * PATCH
+QUESTIONS = 12
+BLOCK = 16
 CELLS = TILE // CELL
-LOOKS = len(COLORS) * len(SHAPES)
+NAMES = {"color": (*COLORS, *TAG_COLORS), "shape": (*SHAPES, TAG, "table"), "label": LABELS, "value": DIGITS}
+"""What each visual token is taught to name; 0 stands for nothing. The value is the one a table's letter stands for."""
+THINGS = (*((color, shape) for color in COLORS for shape in SHAPES), *((color, TAG) for color in TAG_COLORS), ("", "table"))
+"""What a view is taught to name."""
 CHECKPOINT_EVERY = 250
+TRAIN_SCALES = (1, 1, 2)
+"""Three times as large looks like twice as large once it is shrunk, and costs more to draw."""
 
 
 @dataclass(frozen=True)
@@ -43,25 +52,29 @@ class Phase:
 
     Attributes:
         share: Its part of all steps.
-        answers: Whether the language model learns, too.
+        answers: Whether the language model learns; before, encoder, projector and embeddings do.
         tiles: Tiles of the largest picture.
         signs: Least and most signs on a picture; many teach the encoder more per picture.
         step: Signs sit on multiples of this many pixels.
+        labels: How many labels are in use.
     """
 
     share: float
     answers: bool
     tiles: int
     signs: tuple[int, int]
-    step: int
+    step: int = 7
+    labels: int = len(LABELS)
 
 
 CURRICULUM = (
-    Phase(0.10, False, 4, (8, 16), 14),
-    Phase(0.20, False, 4, (8, 16), 7),
-    Phase(0.15, True, 4, (1, 4), 7),
-    Phase(0.20, True, 6, (2, 7), 7),
-    Phase(0.35, True, 12, (4, 7), 7),
+    Phase(0.07, False, 4, (8, 16), step=14),
+    Phase(0.13, False, 4, (8, 16)),
+    Phase(0.10, False, 12, (4, 16)),
+    Phase(0.10, True, 4, (2, 5), labels=10),
+    Phase(0.10, True, 4, (2, 7), labels=18),
+    Phase(0.15, True, 6, (2, 7)),
+    Phase(0.35, True, 12, (4, 7)),
 )
 
 
@@ -70,9 +83,9 @@ class SeeHeads(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.token = nn.Linear(4 * width, len(COLORS) + len(SHAPES) + len(LABELS) + 3)
-        self.cls = nn.Linear(width, LOOKS + len(LABELS))
-        self.thumbnail = nn.Linear(4 * width, LOOKS)
+        self.token = nn.Linear(4 * width, sum(len(names) + 1 for names in NAMES.values()) + 1)
+        self.cls = nn.Linear(width, len(THINGS) + len(LABELS))
+        self.thumbnail = nn.Linear(4 * width, len(THINGS))
 
 
 @dataclass
@@ -80,9 +93,10 @@ class Batch:
     """Pictures of one grid: tiles (B, T, 3, 112, 112) with the thumbnail last, their labels, packed questions."""
 
     pixels: Tensor
-    tokens: Tensor  # (B, T - 1, 16, 3) colour, shape, label; 0 = none, -100 = ignored
-    views: Tensor  # (B, T, LOOKS + LABELS) what is in view
-    thumbnail: Tensor  # (B, 16, LOOKS)
+    tokens: Tensor  # (B, T - 1, 16, NAMES) what covers the token; 0 = nothing, -100 = ignored
+    centers: Tensor  # (B, T - 1, 16) 1 where a sign or tag has its middle: what can be counted
+    views: Tensor  # (B, T, THINGS + LABELS) what is in view
+    thumbnail: Tensor  # (B, 16, THINGS) which sign, tag or table has its middle there
     blocks: Tensor  # (B, QUESTIONS, BLOCK) token ids
     answers: Tensor  # (B, QUESTIONS) index of the first answer token in its block
     tasks: list[list[str]]
@@ -91,38 +105,59 @@ class Batch:
 def cut(scene: Scene) -> np.ndarray:
     """(T, 112, 112, 3) uint8 tiles in raster order, the thumbnail last: what the processor makes of the picture."""
     columns, rows = scene.grid
-    canvas = np.asarray(scene.image).reshape(rows, TILE, columns, TILE, 3).swapaxes(1, 2)
-    thumbnail = np.asarray(scene.image.resize((TILE, TILE), resample=3))
+    image = scene.image
+    thumbnail = np.asarray(image.resize((TILE, TILE), resample=Image.Resampling.BICUBIC))
+    if image.size != (size := (TILE * columns, TILE * rows)):
+        image = image.resize(size, resample=Image.Resampling.BICUBIC)
+    canvas = np.asarray(image).reshape(rows, TILE, columns, TILE, 3).swapaxes(1, 2)
     return np.concatenate([canvas.reshape(-1, TILE, TILE, 3), thumbnail[None]])
 
 
-def label(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What the encoder should see: per token of each tile, per view, per token of the thumbnail."""
+def label(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What the encoder should see: per token of each tile (names and middles), per view, per token of the thumbnail."""
     columns, rows = scene.grid
     tiles = columns * rows
-    tokens = np.zeros((tiles, CELLS * CELLS, 3), np.int64)
+    tokens = np.zeros((tiles, CELLS * CELLS, len(NAMES)), np.int64)
+    centers = np.zeros((tiles, CELLS * CELLS), np.float32)
     best = np.zeros((tiles, CELLS * CELLS))
-    views = np.zeros((tiles + 1, LOOKS + len(LABELS)), np.float32)
-    thumbnail = np.zeros((CELLS, CELLS, LOOKS), np.float32)
+    views = np.zeros((tiles + 1, len(THINGS) + len(LABELS)), np.float32)
+    thumbnail = np.zeros((CELLS * CELLS, len(THINGS)), np.float32)
     edges = CELL * np.arange(CELLS)
-    for sign in scene.signs:
-        left, top, right, bottom = sign.box
-        column, row = left // TILE, top // TILE
-        tile = row * columns + column
-        color, shape, glyph = list(COLORS).index(sign.color), SHAPES.index(sign.shape), LABELS.index(sign.label)
-        x = np.clip(np.minimum(edges + CELL, right - TILE * column) - np.maximum(edges, left - TILE * column), 0, None)
-        y = np.clip(np.minimum(edges + CELL, bottom - TILE * row) - np.maximum(edges, top - TILE * row), 0, None)
+
+    def middle(box: Box) -> tuple[float, float]:
+        return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+    def show(box: Box, *names: str) -> int:
+        """Cover the tokens under `box` by what `names` say (in the order of NAMES); returns its tile."""
+        tile = tile_of(box, columns)
+        left, top = TILE * (tile % columns), TILE * (tile // columns)
+        x = np.clip(np.minimum(edges + CELL, box[2] - left) - np.maximum(edges, box[0] - left), 0, None)
+        y = np.clip(np.minimum(edges + CELL, box[3] - top) - np.maximum(edges, box[1] - top), 0, None)
         cover = (y[:, None] * x[None]).reshape(-1) / CELL**2
         better = cover > best[tile]
-        tokens[tile, better] = (color + 1, shape + 1, glyph + 1)
+        tokens[tile, better] = [words.index(name) + 1 if name else 0 for name, words in zip(names, NAMES.values(), strict=True)]
         best[tile] = np.maximum(best[tile], cover)
-        look = shape * len(COLORS) + color
-        views[[tile, tiles], look] = 1
-        views[tile, LOOKS + glyph] = 1
-        center = (top + bottom) / 2 / (rows * TILE), (left + right) / 2 / (columns * TILE)
-        thumbnail[int(center[0] * CELLS), int(center[1] * CELLS), look] = 1
+        views[tile, len(THINGS) + LABELS.index(names[2])] = 1
+        return tile
+
+    def view(tile: int, box: Box, thing: tuple[str, str]) -> None:
+        x, y = middle(box)
+        views[[tile, tiles], THINGS.index(thing)] = 1
+        thumbnail[int(y * CELLS / (rows * TILE)) * CELLS + int(x * CELLS / (columns * TILE)), THINGS.index(thing)] = 1
+
+    for sign in (*scene.signs, *scene.tags):
+        tile = show(sign.box, sign.color, sign.shape, sign.label, "")
+        view(tile, sign.box, (sign.color, sign.shape))
+        x, y = middle(sign.box)
+        centers[tile, int(y % TILE) // CELL * CELLS + int(x % TILE) // CELL] = 1
+    if scene.table is not None:
+        for row, (key, value) in enumerate(scene.table.rows):
+            left, top, _, bottom = scene.table.row_box(row)
+            show((left, top, left + CELL, bottom), "", "table", key, value)
+            show((left + CELL, top, left + 2 * CELL, bottom), "", "table", value, "")
+        view(tile_of(scene.table.box, columns), scene.table.box, ("", "table"))
     tokens[(best > 0.03) & (best < 0.35)] = -100
-    return tokens, views, thumbnail.reshape(-1, LOOKS)
+    return tokens, centers, views, thumbnail
 
 
 @lru_cache(maxsize=4096)
@@ -139,8 +174,12 @@ def draw_batch(rng: np.random.Generator, tokenizer: PreTrainedTokenizerFast, pha
     answers = np.zeros((count, QUESTIONS), np.int64)
     scenes, names = [], []
     for b in range(count):
-        scene = draw_scene(rng, grid, signs=phase.signs, step=phase.step)
-        examples = [ask(rng, scene, list(TASKS)[rng.integers(len(TASKS))]) for _ in range(QUESTIONS)]
+        labels = tuple(LABELS[i] for i in np.linspace(0, len(LABELS) - 1, phase.labels).astype(int))
+        scene = draw_scene(rng, grid, signs=phase.signs, labels=labels, step=phase.step, scale=int(rng.choice(TRAIN_SCALES)))
+        examples: list[Example] = []
+        while len(examples) < QUESTIONS:
+            examples += [example for task in TASKS if (example := ask(rng, scene, task))]
+        examples = [examples[i] for i in rng.permutation(len(examples))[:QUESTIONS]]
         for q, example in enumerate(examples):
             prompt = encode(tokenizer, f"{example.question}<|im_end|>\n<|im_start|>assistant\n")
             ids = prompt + encode(tokenizer, f"{example.answer}<|im_end|>")
@@ -150,22 +189,22 @@ def draw_batch(rng: np.random.Generator, tokenizer: PreTrainedTokenizerFast, pha
         names.append([example.task for example in examples])
     pixels = torch.from_numpy(np.stack([cut(scene) for scene in scenes])).permute(0, 1, 4, 2, 3).float() / 255
     pixels = (pixels - torch.tensor(IMAGE_MEAN).view(3, 1, 1)) / torch.tensor(IMAGE_STD).view(3, 1, 1)
-    tokens, views, thumbnail = (torch.from_numpy(np.stack(part)) for part in zip(*map(label, scenes), strict=True))
-    return Batch(pixels, tokens, views, thumbnail, torch.from_numpy(blocks), torch.from_numpy(answers), names)
+    tokens, centers, views, thumbnail = (torch.from_numpy(np.stack(part)) for part in zip(*map(label, scenes), strict=True))
+    return Batch(pixels, tokens, centers, views, thumbnail, torch.from_numpy(blocks), torch.from_numpy(answers), names)
 
 
 def see_loss(heads: SeeHeads, batch: Batch, cls: Tensor, shuffled: Tensor) -> Tensor:
     """cls (B, T, D), shuffled (B, T, 16, 4D) -> scalar: name what covers each token and what is in view."""
     logits = heads.token(shuffled[:, :-1])
-    sizes = [len(COLORS) + 1, len(SHAPES) + 1, len(LABELS) + 1]
-    loss = cls.new_zeros(())
-    for part, target in zip(logits.split(sizes, dim=-1), batch.tokens.unbind(-1), strict=True):
+    sizes = [len(names) + 1 for names in NAMES.values()]
+    loss = 2 * F.binary_cross_entropy_with_logits(logits[..., -1], batch.centers)
+    for part, target in zip(logits[..., :-1].split(sizes, dim=-1), batch.tokens.unbind(-1), strict=True):
         weight = torch.ones(part.shape[-1], device=part.device)
-        weight[0] = 0.2  # most tokens show no sign
+        weight[0] = 0.2  # most tokens show nothing
         loss = loss + F.cross_entropy(part.flatten(0, -2), target.flatten(), weight, ignore_index=-100)
     views = heads.cls(cls)
     loss = loss + 4 * F.binary_cross_entropy_with_logits(views[:, :-1], batch.views[:, :-1])
-    loss = loss + 4 * F.binary_cross_entropy_with_logits(views[:, -1, :LOOKS], batch.views[:, -1, :LOOKS])
+    loss = loss + 4 * F.binary_cross_entropy_with_logits(views[:, -1, : len(THINGS)], batch.views[:, -1, : len(THINGS)])
     return loss + 4 * F.binary_cross_entropy_with_logits(heads.thumbnail(shuffled[:, -1]), batch.thumbnail)
 
 
@@ -180,7 +219,7 @@ def align_loss(
     table = model.lm_head.weight  # tied to the input embeddings
     states = F.rms_norm(visual[:, :-1], visual.shape[-1:]).flatten(0, -2)
     loss = visual.new_zeros(())
-    for words, target in zip((tuple(COLORS), SHAPES, LABELS), batch.tokens.unbind(-1), strict=True):
+    for words, target in zip(NAMES.values(), batch.tokens.unbind(-1), strict=True):
         target = (target.flatten() - 1).clamp_min(-1)  # 0 was "no sign", -100 "ignored": neither has a word
         for space in ("", " "):
             ids = torch.tensor([encode(tokenizer, space + word)[0] for word in words], device=visual.device)
@@ -223,25 +262,23 @@ def forward(
 ) -> tuple[Tensor, dict[str, float]]:
     """One training loss and the numbers worth logging."""
     count, tiles = batch.pixels.shape[:2]
-    states = model.model.vision_tower(pixel_values=batch.pixels.flatten(0, 1)).last_hidden_state
-    side = TILE // PATCH
-    shuffled = model.model.pixel_shuffle(states[:, 1:].reshape(-1, side, side, states.shape[-1]), 0.5)
-    shuffled = shuffled.reshape(count, tiles, TOKENS_PER_TILE, -1)
-    visual = model.model.multi_modal_projector(shuffled)
-    see, align = (
-        see_loss(heads, batch, states[:, 0].view(count, tiles, -1), shuffled),
-        align_loss(model, tokenizer, batch, visual),
-    )
-    log = {"see": see.item(), "align": align.item()}
+    with torch.set_grad_enabled(not answers and torch.is_grad_enabled()):
+        states = model.model.vision_tower(pixel_values=batch.pixels.flatten(0, 1)).last_hidden_state
+        side = TILE // PATCH
+        shuffled = model.model.pixel_shuffle(states[:, 1:].reshape(-1, side, side, states.shape[-1]), 0.5)
+        shuffled = shuffled.reshape(count, tiles, TOKENS_PER_TILE, -1)
+        visual = model.model.multi_modal_projector(shuffled)
     if not answers:
-        return see + align, log
+        see = see_loss(heads, batch, states[:, 0].view(count, tiles, -1), shuffled)
+        align = align_loss(model, tokenizer, batch, visual)
+        return see + align, {"see": see.item(), "align": align.item()}
     loss, right = answer_loss(model, tokenizer, batch, visual)
-    log["answer"] = loss.item()
+    log = {"answer": loss.item()}
     for task in TASKS:
         mine = torch.tensor([[name == task for name in names] for names in batch.tasks], device=right.device)
         if mine.any():
             log[task] = right[mine].float().mean().item()
-    return loss + 0.4 * see + 0.2 * align, log
+    return loss, log
 
 
 def phase_at(step: int, steps: int) -> Phase:
@@ -262,7 +299,7 @@ def learning_rate(step: int, steps: int, answering_from: int, peak: float) -> fl
 
 def train(
     out: Annotated[Path, typer.Option(help="Checkpoints, log.jsonl and the finished model go here.")],
-    steps: Annotated[int, typer.Option(help="Optimizer steps in all.")] = 5_200,
+    steps: Annotated[int, typer.Option(help="Optimizer steps in all.")] = 8_000,
     tiles_per_batch: Annotated[int, typer.Option(help="Tiles (thumbnails included) per step.")] = 52,
     peak: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Seeds weights and pictures.")] = 1,
@@ -328,6 +365,7 @@ def train(
             if step % CHECKPOINT_EVERY == 0 or step == steps:
                 write_checkpoint()
     save(model, tokenizer, out / "model")
+    write_difficulty(Difficulty(), out / "model")
 
 
 if __name__ == "__main__":
