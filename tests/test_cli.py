@@ -197,9 +197,44 @@ def test_eval_writes_its_table(folder):
     result = ptp("eval", "--samples", 3, "--keep", "1.0,0.5", "--out", "small.json", cwd=folder)
     assert result.returncode == 0, result.stderr
     data = json.loads((folder / "small.json").read_text())
-    assert [(row["method"], row["keep_ratio"]) for row in data["rows"]] == [("full", 1.0), ("pyramid", 0.5), ("random", 0.5)]
-    assert all(abs(row["kept"] - 0.5) < 0.02 for row in data["rows"][1:])
+    kept = {(row["method"], row["keep_ratio"]): row["kept"] for row in data["rows"]}
+    assert set(kept) == {("full", 1), ("blank", 1), ("majority", 0), ("pyramid", 0.5), ("random", 0.5), ("downsample", 0.5)}
+    assert abs(kept["pyramid", 0.5] - 0.5) < 0.02 and abs(kept["random", 0.5] - 0.5) < 0.02 and kept["downsample", 0.5] <= 0.5
     assert "| pyramid | 0.5 |" in (folder / "small.md").read_text()
+    assert (folder / "small.csv").exists() and (folder / "small.png").exists()
+
+
+INTERRUPTED_EVAL = """
+import os, signal, sys
+import ptp.cli
+from ptp.evaluation import Examiner
+original, cells = Examiner.fill, []
+def fill(*arguments):
+    cells.append(1)
+    if len(cells) == 3:
+        os.kill(os.getpid(), signal.SIGINT)
+    original(*arguments)
+Examiner.fill = fill
+sys.argv = ["ptp", "eval", "--samples", "3", "--keep", "0.5", "--methods", "pyramid", "--out", "stopped.json"]
+ptp.cli.main()
+"""
+
+
+def test_an_interrupted_eval_resumes_and_ends_with_the_same_numbers(folder):
+    def numbers(name: str) -> list[dict]:
+        cells = json.loads((folder / name).read_text())["cells"]
+        return [{key: value for key, value in cell.items() if key != "seconds"} for cell in cells]
+
+    stopped = subprocess.run([sys.executable, "-c", INTERRUPTED_EVAL], capture_output=True, text=True, cwd=folder, timeout=200)
+    assert stopped.returncode == 130 and stopped.stderr.strip() == "ptp: interrupted"
+    half = numbers("stopped.json")
+    assert len(half) == 2
+    settings = ["eval", "--samples", 3, "--keep", "0.5", "--methods", "pyramid"]
+    refused = ptp(*settings, "--seed", 1, "--out", "stopped.json", cwd=folder)
+    assert refused.returncode == 2 and "was made with seed 0, not 1" in refused.stderr and numbers("stopped.json") == half
+    assert ptp(*settings, "--out", "stopped.json", cwd=folder).returncode == 0
+    assert ptp(*settings, "--out", "whole.json", cwd=folder).returncode == 0
+    assert numbers("stopped.json") == numbers("whole.json") and numbers("whole.json")[:2] == half
 
 
 def test_the_demo_pictures_are_what_the_recipe_draws(tmp_path):

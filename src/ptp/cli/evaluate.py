@@ -1,83 +1,121 @@
 """`ptp eval`: accuracy of the embedded model per task, method and keep ratio."""
 
-import time
+import hashlib
+from functools import partial
+from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..evaluation import evaluate as run_evaluation
-from ..evaluation import parse_variant
-from ..evaluation.accuracy import SPLITS
-from ..evaluation.summary import markdown, rows
+from ..evaluation import Cell, Examiner, batches, draw_sample, parse_contender, plan
+from ..evaluation.samples import SPLITS
+from ..evaluation.store import read_cells, to_json
+from ..evaluation.summary import columns, comma_separated, markdown, plot, rows, texts
 from ..loader import load
 from ..selection import check_keep_ratio
-from ..tiny.tasks import TASKS
-from .options import check_results, parse_ratios, write_results
+from ..tiny.difficulty import read_difficulty
+from .options import check_writable, parse_ratios, provenance, titled, write_whole
 
 
 def evaluate(
     methods: Annotated[
-        str, typer.Option(help="Methods, comma-separated; pyramid:alpha=0 changes a setting.")
-    ] = "pyramid,random",
-    keep: Annotated[str, typer.Option(help="Keep ratios, comma-separated.")] = "1.0,0.5,0.2",
+        str, typer.Option(help="Methods, comma-separated, or downsample; pyramid:alpha=0 changes a setting.")
+    ] = "pyramid,random,downsample",
+    keep: Annotated[
+        str, typer.Option(help="Keep ratios, comma-separated; all tokens are always measured.")
+    ] = "1.0,0.5,0.25,0.1",
     tasks: Annotated[str, typer.Option(help="Tasks, comma-separated, or all.")] = "all",
-    samples: Annotated[int, typer.Option(min=1, help="Pictures.")] = 500,
-    seed: Annotated[int, typer.Option(help="Same seed, same pictures.")] = 0,
+    samples: Annotated[int, typer.Option(min=2, help="Pictures.")] = 500,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same pictures.")] = 0,
     split: Annotated[str, typer.Option(help="report, or tune for choosing settings.")] = "report",
     model: Annotated[str | None, typer.Option(help="Checkpoint directory; default: the embedded ptp-tiny.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write NAME.json and NAME.md here (give NAME.json).")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite existing results.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    out: Annotated[
+        Path | None, typer.Option(help="Write NAME.json, .md, .csv and .png (give NAME.json); the same command resumes.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Start again and overwrite existing results.")] = False,
 ) -> None:
     """Measure accuracy on fresh pictures: the same ones for every method."""
-    names = list(TASKS) if tasks == "all" else tasks.split(",")
+    difficulty = read_difficulty(_weights(model))
+    names = list(difficulty.tasks) if tasks == "all" else list(dict.fromkeys(tasks.split(",")))
     for name in names:
-        if name not in TASKS:
-            raise ValueError(f"--tasks must be among {', '.join(TASKS)}, or all; got {name!r}.")
+        if name not in difficulty.tasks:
+            learned = ", ".join(difficulty.tasks)
+            raise ValueError(f"--tasks must be among {learned} (what this model has learned), or all; got {name!r}.")
     if split not in SPLITS:
         raise ValueError(f"--split must be one of {', '.join(SPLITS)}, got {split!r}.")
-    variants = [parse_variant(text) for text in methods.split(",")]
+    contenders = {contender.name: contender for contender in map(parse_contender, methods.split(","))}
     ratios = parse_ratios(keep)
     for ratio in ratios:
         check_keep_ratio(ratio)
-    check_results(out, force)
-    loaded, processor = load(model)
-    started = time.perf_counter()
-    with Progress(transient=True) as progress:
-        bar = progress.add_task("Asking", total=samples)
-        cells = run_evaluation(
-            loaded,
-            processor,
-            variants,
-            ratios,
-            tasks=names,
-            samples=samples,
-            seed=seed,
-            split=split,
-            advance=lambda: progress.advance(bar),
-        )
-    table = rows(cells, names)
-    _show(table, names)
+    settings: dict[str, Any] = {"tasks": names, "methods": list(contenders), "keep": ratios, "samples": samples}
+    settings |= {"seed": seed, "split": split, "model": _identity(model)}
+    done: list[Cell] = []
     if out is not None:
-        text = markdown(table, names) + "\nBrackets: 95 % bootstrap intervals over pictures, the same ones in every row.\n"
-        about = {"samples": samples, "split": split, "seconds": round(time.perf_counter() - started)}
-        write_results(out, "Accuracy of the embedded model", text, table, about)
-
-
-def _show(table: list[dict], tasks: list[str]) -> None:
+        if out.suffix != ".json":
+            raise ValueError(f"--out must end in .json, got {str(out)!r}. The .md, .csv and .png are written beside it.")
+        for suffix in (".json", ".md", ".csv", ".png"):
+            check_writable(out.with_suffix(suffix))
+        if not force:
+            done = read_cells(out, settings)
+    torch.set_num_threads(threads)
+    loaded, processor = load(model, device=device)
+    finished = {cell.key: cell for cell in done}
+    cells = [finished.get(cell.key, cell) for cell in plan(list(contenders.values()), ratios, names)]
+    console = Console()
+    bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*bars, console=console, transient=True) as progress:
+        drawing = progress.track(range(samples), description="Drawing pictures")
+        drawn = batches(draw_sample(seed, split, number, difficulty) for number in drawing)
+        examiner = Examiner(loaded, processor, drawn, list(contenders.values()))
+        whole = progress.add_task("All cells", total=len(cells), completed=len(done))
+        for number, cell in enumerate(cells):
+            if cell.key in finished:
+                continue
+            bar = progress.add_task(f"{cell.method} {cell.keep_ratio:g} {cell.task}", total=samples)
+            examiner.fill(cell, contenders.get(cell.method), partial(progress.advance, bar))
+            progress.remove_task(bar)
+            progress.advance(whole)
+            if out is not None:
+                complete = [c for c in cells[: number + 1] if c.right]
+                _save(out, settings, complete, names)
+    table = rows(cells, names)
     view = Table()
-    for column in ("Method", "Keep", *tasks, "Mean / full", "Evidence kept"):
-        view.add_column(column, justify="left" if column == "Method" else "right")
+    for column in columns(names):
+        view.add_column(column, justify="left" if column == "method" else "right")
     for row in table:
-        low, high = row["relative_interval"]
-        view.add_row(
-            row["method"],
-            f"{row['keep_ratio']:g}",
-            *(f"{row['accuracy'][task]:.3f}" for task in tasks),
-            f"{100 * row['relative']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]",
-            f"{sum(row['evidence'].values()) / len(tasks):.2f}",
-        )
-    Console().print(view)
+        view.add_row(*texts(row, names))
+    console.print(view)
+    if out is not None:
+        about = _save(out, settings, cells, names)
+        text = titled("Accuracy of the embedded model", markdown(table, names), about)
+        write_whole(out.with_suffix(".md"), lambda path: path.write_text(text))
+        write_whole(out.with_suffix(".csv"), lambda path: path.write_text(comma_separated(table, names)))
+        write_whole(out.with_suffix(".png"), lambda path: plot(table, path))
+        console.print(f"Wrote {out} and its .md, .csv and .png.", highlight=False, markup=False)
+
+
+def _save(out: Path, settings: dict[str, Any], cells: list[Cell], tasks: list[str]) -> dict[str, Any]:
+    """Write the finished cells; what was there stays readable until they are. Returns their provenance."""
+    about = {**provenance(), "samples": settings["samples"], "split": settings["split"], "model": settings["model"]}
+    about["seconds"] = round(sum(cell.seconds for cell in cells))
+    text = to_json(about, settings, cells, rows(cells, tasks))
+    write_whole(out, lambda path: path.write_text(text))
+    return about
+
+
+def _weights(model: str | None) -> Path:
+    return Path(model) if model is not None else Path(str(resources.files("ptp.tiny").joinpath("weights")))
+
+
+def _identity(model: str | None) -> str:
+    """A name for the weights: of the embedded ones their content, since they change from version to version."""
+    if model is not None:
+        return model
+    return f"ptp-tiny {hashlib.sha256((_weights(None) / 'model.safetensors').read_bytes()).hexdigest()[:12]}"

@@ -50,10 +50,15 @@ def check_output(path: Path | None, force: bool) -> None:
     """Refuse, before any work is done, an output file that exists (without --force) or cannot be written."""
     if path is None:
         return
-    if path.is_dir():
-        raise ValueError(f"Output {str(path)!r} is a directory. Name a file in it.")
+    check_writable(path)
     if path.exists() and not force:
         raise ValueError(f"Output {str(path)!r} exists. Pass --force to overwrite it, or choose another name.")
+
+
+def check_writable(path: Path) -> None:
+    """Refuse an output file that cannot be written."""
+    if path.is_dir():
+        raise ValueError(f"Output {str(path)!r} is a directory. Name a file in it.")
     parent = path.resolve().parent
     if not parent.is_dir() or not os.access(parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
         raise ValueError(f"Output {str(path)!r} cannot be written. Create its directory or choose another one.")
@@ -84,9 +89,14 @@ def check_results(out: Path | None, force: bool) -> None:
 def write_results(out: Path, title: str, table: str, data: Any, about: dict[str, Any]) -> None:
     """Write measurements as NAME.json, and their Markdown table as NAME.md, both with their provenance."""
     about = {**provenance(), **about}
-    facts = "\n".join(f"- {name}: {value}" for name, value in about.items())
     write_whole(out, lambda path: path.write_text(json.dumps({"about": about, "rows": data}, indent=1) + "\n"))
-    write_whole(out.with_suffix(".md"), lambda path: path.write_text(f"# {title}\n\n{table}\n{facts}\n"))
+    write_whole(out.with_suffix(".md"), lambda path: path.write_text(titled(title, table, about)))
+
+
+def titled(title: str, table: str, about: dict[str, Any]) -> str:
+    """A Markdown page: the table, then where its numbers come from."""
+    facts = "\n".join(f"- {name}: {value}" for name, value in about.items())
+    return f"# {title}\n\n{table}\n{facts}\n"
 
 
 def provenance() -> dict[str, Any]:
@@ -110,10 +120,13 @@ def _processor_name() -> str:
 
 def answer_table(answers: list[Answer]) -> Table:
     """Question, answers, tokens, times and sizes, full -> pruned; narrow enough for 80 columns."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("Question", "Kept", "Full", "Pruned", "Visual tokens", "Prefill ms", "KV cache KiB"):
-        text = column in ("Question", "Full", "Pruned")
-        table.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=not text)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+    table.add_column("Question", overflow="fold")
+    table.add_column("Kept", justify="right", no_wrap=True)
+    for column in ("Full", "Pruned"):
+        table.add_column(column, overflow="fold")
+    for column in ("Visual\ntokens", "Prefill\nms", "KV cache\nKiB"):
+        table.add_column(column, justify="right", no_wrap=True)
     previous = None
     for a in answers:
         same, previous = a.question == previous, a.question
@@ -123,7 +136,7 @@ def answer_table(answers: list[Answer]) -> Table:
             "" if same else escape(a.full),
             escape(a.pruned),
             "{:,} -> {:,}".format(*a.visual_tokens),
-            f"{1000 * a.prefill[0]:.1f} -> {1000 * a.prefill[1]:.1f}",
+            " -> ".join(f"{1000 * seconds:#.3g}".rstrip(".") for seconds in a.prefill),
             f"{a.cache_bytes[0] / 1024:,.0f} -> {a.cache_bytes[1] / 1024:,.0f}",
         )
     return table

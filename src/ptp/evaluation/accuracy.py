@@ -1,174 +1,157 @@
-"""Accuracy of the embedded model per task, method and keep ratio, on the same fresh pictures for all of them."""
+"""Accuracy of a model per task, method and keep ratio, on the same fresh pictures for all of them."""
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
-from ..bench.measure import answer, encode_prompt
-from ..methods import METHODS
 from ..pruner import Pruner
-from ..runtime import ImageTrace
-from ..tiny.drawing import GRIDS, HELD_OUT_PHOTOS, TILE, Scene, Sign, draw_scene
-from ..tiny.tasks import TASKS, Example, ask
+from .contenders import BLANK, DOWNSAMPLE, FULL, Contender, downsampled_tiles
+from .samples import Sample, evidence_tokens
 
-SPLITS = {"report": 1, "tune": 2}
-"""Disjoint streams of pictures: numbers are reported on one, defaults chosen on the other. Training uses neither."""
-TEXTURE_SHARE = 0.3
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A method with some settings of its own, as `pyramid:alpha=0:region=uniform`."""
-
-    name: str
-    method: str
-    settings: dict[str, Any]
-
-    def pruner(self, keep_ratio: float) -> Pruner:
-        """The method at a keep ratio, without score maps."""
-        return METHODS[self.method](keep_ratio=keep_ratio, record_scores=False, **self.settings)
-
-
-def parse_variant(text: str) -> Variant:
-    """Read `method[:setting=value]...`.
-
-    Raises:
-        ValueError: unknown method or setting; the message lists the valid ones.
-    """
-    method, *parts = text.strip().split(":")
-    if method not in METHODS:
-        raise ValueError(f"Method must be one of {', '.join(METHODS)}, got {method!r}. Choose one of these.")
-    fields = {
-        name: f for name, f in METHODS[method].__dataclass_fields__.items() if name not in ("keep_ratio", "record_scores")
-    }
-    settings: dict[str, Any] = {}
-    for part in parts:
-        name, _, value = part.partition("=")
-        if name not in fields:
-            raise ValueError(f"Settings of {method} are {', '.join(fields)}, got {part!r}. Write one as alpha=0.")
-        settings[name] = _parse(value)
-    variant = Variant(text.strip(), method, settings)
-    variant.pruner(0.5)  # a wrong value is refused before any picture is drawn
-    return variant
-
-
-def _parse(value: str) -> Any:
-    if value in ("None", "none"):
-        return None
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
+MAX_NEW_TOKENS = 4
 
 
 @dataclass
 class Cell:
-    """Results of one task, variant and keep ratio: one entry per picture.
+    """Results of one task, method and keep ratio: one entry per picture, in the order of the samples' numbers.
 
     Attributes:
         right: Whether the answer was right.
-        evidence: Share of the asked sign's visual tokens kept (tiles only).
+        answers: The right answers.
+        evidence: Share of the evidence's visual tokens kept (tiles only); None where there is no evidence.
         kept, total: Visual tokens after and before, summed.
+        seconds: Time it took, encoding of the pictures not counted.
     """
 
     task: str
-    variant: str
+    method: str
     keep_ratio: float
     right: list[bool] = field(default_factory=list)
-    evidence: list[float] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
+    evidence: list[float | None] = field(default_factory=list)
     kept: int = 0
     total: int = 0
+    seconds: float = 0.0
 
     @property
-    def accuracy(self) -> float:
-        """Share of right answers."""
-        return float(np.mean(self.right))
+    def key(self) -> tuple[str, str, float]:
+        """What identifies a cell."""
+        return self.task, self.method, self.keep_ratio
 
 
-def fresh_examples(samples: int, seed: int, split: str, tasks: Sequence[str]) -> Iterator[tuple[Scene, list[Example]]]:
-    """`samples` pictures with one question per task; picture i is the same whatever else is asked for."""
-    for number in range(samples):
-        rng = np.random.default_rng([SPLITS[split], seed, number])
-        grid = GRIDS[rng.integers(len(GRIDS))]
-        scene = draw_scene(rng, grid, HELD_OUT_PHOTOS, texture_share=TEXTURE_SHARE)
-        questions = {task: ask(rng, scene, task) for task in TASKS}
-        yield scene, [questions[task] for task in tasks]
+def plan(contenders: Sequence[Contender], keep_ratios: Sequence[float], tasks: Sequence[str]) -> list[Cell]:
+    """The empty cells of an evaluation: the baselines without pruning first, then each contender at each ratio below 1."""
+    columns = [(FULL, 1.0), (BLANK, 1.0), *((c.name, keep) for c in contenders for keep in keep_ratios if keep < 1)]
+    return [Cell(task, name, keep) for name, keep in columns for task in tasks]
 
 
-def evidence_tokens(sign: Sign, image: ImageTrace) -> list[int]:
-    """Visual tokens of the tiles that a sign covers to at least a third of the token or of the sign."""
-    columns, _ = image.grid or (1, 1)
-    side = round(image.sizes[0] ** 0.5)
-    cell = TILE / side
-    left, top, right, bottom = sign.box
-    tile = (top // TILE) * columns + left // TILE
-    tokens = []
-    for place in range(side * side):
-        x, y = left // TILE * TILE + place % side * cell, top // TILE * TILE + place // side * cell
-        width, height = min(right, x + cell) - max(left, x), min(bottom, y + cell) - max(top, y)
-        if width > 0 and height > 0 and width * height >= min(cell * cell, (right - left) * (bottom - top)) / 3:
-            tokens.append(tile * side * side + place)
-    return tokens
-
-
-@torch.inference_mode()
-def evaluate(
-    model: Any,
-    processor: Any,
-    variants: Sequence[Variant],
-    keep_ratios: Sequence[float],
-    *,
-    tasks: Sequence[str] = tuple(TASKS),
-    samples: int = 500,
-    seed: int = 0,
-    split: str = "report",
-    advance: Callable[[], None] = lambda: None,
-) -> list[Cell]:
-    """Ask every question with every variant at every ratio; each picture is encoded once per vision layer.
+class Examiner:
+    """Asks one model about batches of samples. Each picture is encoded once, however much is asked about it.
 
     Args:
-        advance: Called after each picture.
-
-    Returns:
-        One `Cell` per task, variant and ratio below 1, and per task one cell of variant "full" at ratio 1.
+        contenders: All that will be asked of `fill`: the encoder is read for all of them.
     """
-    ratios = [keep for keep in keep_ratios if keep < 1]
-    cells = {(task, "full", 1.0): Cell(task, "full", 1.0) for task in tasks}
-    cells |= {(t, v.name, k): Cell(t, v.name, k) for t in tasks for v in variants for k in ratios}
-    for scene, examples in fresh_examples(samples, seed, split, tasks):
-        encoded: dict[int | None, Any] = {}
-        for example in examples:
-            inputs = encode_prompt(processor, [scene.image], example.question, model)
-            pixels = inputs.pop("pixel_values")
 
-            def ask_model(cell: Cell, pictures: Any, inputs: Any = inputs, example: Example = example) -> None:
-                text = answer(model, processor, {**inputs, "mm_encoder_outputs": {"image": pictures}}, max_new_tokens=4)
-                cell.right.append(text == example.answer)
+    def __init__(
+        self, model: Any, processor: Any, batches: Sequence[Sequence[Sample]], contenders: Sequence[Contender]
+    ) -> None:
+        self.model, self.processor, self.batches = model, processor, batches
+        pruners = [contender.pruner(0.5) for contender in contenders if contender.method != DOWNSAMPLE]
+        # Methods that read no vision layer take what was encoded for those that do.
+        self._readers = {pruner.vision_layer: pruner for pruner in sorted(pruners, key=lambda p: p.vision_layer is None)}
+        self._encoded: dict[Any, Any] = {}
+        self._prompts: dict[Any, dict[str, Tensor]] = {}
 
-            for variant in variants:
-                for keep in ratios:
-                    pruner = variant.pruner(keep)
-                    with pruner(model, processor) as trace:
-                        if pruner.vision_layer not in encoded:
-                            encoded[pruner.vision_layer] = model.get_image_features(pixels, return_dict=True)
-                        cell = cells[example.task, variant.name, keep]
-                        ask_model(cell, encoded[pruner.vision_layer])
-                    (image,) = trace.images
-                    tokens = evidence_tokens(example.sign, image)
-                    cell.evidence.append(len(set(tokens) & set(image.kept.tolist())) / len(tokens))
-                    cell.kept += len(image.kept)
-                    cell.total += image.num_tokens
-            if not encoded:
-                encoded[None] = model.get_image_features(pixels, return_dict=True)
-            cell = cells[example.task, "full", 1.0]
-            ask_model(cell, next(iter(encoded.values())))
-            cell.evidence.append(1.0)
-            cell.kept += (count := int((inputs["input_ids"] == model.config.image_token_id).sum()))
-            cell.total += count
-        advance()
-    return list(cells.values())
+    @torch.inference_mode()
+    def fill(self, cell: Cell, contender: Contender | None, advance: Callable[[int], None] = lambda count: None) -> None:
+        """Ask every question of a cell.
+
+        Args:
+            contender: None for the baselines "full" and "blank".
+            advance: Called with the number of pictures after each batch.
+        """
+        pruner = contender.pruner(cell.keep_ratio) if contender and contender.method != DOWNSAMPLE else None
+        results: dict[int, tuple[bool, str, float | None]] = {}
+        for index, batch in enumerate(self.batches):
+            whole = self._prompt(index, cell.task)
+            total = int((whole["input_ids"] == self.model.config.image_token_id).sum())
+            tiles = None
+            if cell.method == DOWNSAMPLE:
+                columns, rows = batch[0].scene.grid
+                tiles = downsampled_tiles(cell.keep_ratio, columns * rows, self.model.config.image_seq_length)
+            prompt = self._prompt(index, cell.task, tiles)
+            encoded = self._encode(index, pruner, tiles, cell.method == BLANK)
+            started = time.perf_counter()
+            with pruner(self.model, self.processor) if pruner else contextlib.nullcontext() as trace:
+                ids = self.model.generate(
+                    **prompt, mm_encoder_outputs={"image": encoded}, max_new_tokens=MAX_NEW_TOKENS, do_sample=False
+                )
+            cell.seconds += time.perf_counter() - started
+            texts = self.processor.batch_decode(ids[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+            kept = [set(image.kept.tolist()) for image in trace.images] if trace else [None] * len(batch)
+            cell.kept += (
+                trace.visual_tokens[1] if trace else int((prompt["input_ids"] == self.model.config.image_token_id).sum())
+            )
+            cell.total += total
+            for sample, text, mine in zip(batch, texts, kept, strict=True):
+                example = sample.examples[cell.task]
+                share = None
+                if example.evidence and mine is not None:
+                    tokens = evidence_tokens(example.evidence, sample.scene.grid, self.model.config.image_seq_length)
+                    share = len(tokens & mine) / len(tokens)
+                results[sample.number] = (text.strip() == example.answer, example.answer, share)
+            advance(len(batch))
+        for _, (right, answer, share) in sorted(results.items()):
+            cell.right.append(right)
+            cell.answers.append(answer)
+            cell.evidence.append(share)
+
+    def _prompt(self, index: int, task: str, tiles: int | None = None) -> dict[str, Tensor]:
+        """Token ids and mask of one question about each picture of a batch, cut into at most `tiles` tiles."""
+        if (index, task, tiles) not in self._prompts:
+            turns = [
+                [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "image", "image": sample.scene.image},
+                            {"type": "text", "text": sample.examples[task].question},
+                        ],
+                    }
+                ]
+                for sample in self.batches[index]
+            ]
+            options: dict[str, Any] = {"return_tensors": "pt", "padding": True}
+            if tiles is not None:
+                options["max_patches"] = tiles
+            inputs = self.processor.apply_chat_template(
+                turns, add_generation_prompt=True, tokenize=True, return_dict=True, processor_kwargs=options
+            )
+            names = ("input_ids", "attention_mask")
+            self._prompts[index, task, tiles] = {name: inputs[name].to(self.model.device) for name in names}
+        return self._prompts[index, task, tiles]
+
+    def _encode(self, index: int, pruner: Pruner | None, tiles: int | None, blank: bool) -> Any:
+        """What the vision encoder makes of a batch: with the signals of `pruner`, of fewer tiles, or of nothing."""
+        layer = pruner.vision_layer if pruner else None
+        if layer is None:
+            layer = next(iter(self._readers), None)
+        key = (index, layer, tiles, blank)
+        if key not in self._encoded:
+            pictures = [sample.scene.image for sample in self.batches[index]]
+            if blank:
+                pictures = [Image.new("RGB", picture.size, (128, 128, 128)) for picture in pictures]
+            options = {} if tiles is None else {"max_patches": tiles}
+            pixels = self.processor.image_processor(pictures, return_tensors="pt", **options)["pixel_values"]
+            reader = self._readers.get(layer)
+            with reader(self.model, self.processor) if reader else contextlib.nullcontext():
+                encoded = self.model.get_image_features(pixels.to(self.model.device, self.model.dtype), return_dict=True)
+            encoded.last_hidden_state = None  # only the projected tokens and the signals are used again
+            self._encoded[key] = encoded
+        return self._encoded[key]

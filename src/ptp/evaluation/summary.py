@@ -1,71 +1,192 @@
-"""From single answers to a table with intervals."""
+"""From single answers to rows with intervals, and from rows to tables and plots."""
 
+import csv
+import io
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from .accuracy import Cell
+from .contenders import BLANK, FULL
 
 RESAMPLES = 2000
+MAJORITY = "majority"
+"""The baseline that always gives a task's most frequent answer."""
 
 
-def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean of one value per picture."""
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+def wilson(right: Sequence[bool]) -> tuple[float, float]:
+    """95 % Wilson interval of an accuracy."""
+    interval = stats.binomtest(int(sum(right)), len(right)).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
-def relative(right: np.ndarray, full: np.ndarray, seed: int = 0) -> tuple[float, float, float]:
-    """Accuracy relative to full tokens and its 95 % interval, resampling pictures (paired).
+def relative(right: np.ndarray, full: np.ndarray) -> tuple[float, float, float]:
+    """Accuracy relative to full tokens and its 95 % interval, by a paired bootstrap over pictures.
 
     Args:
-        right, full: One value per picture.
+        right, full: One value per picture: its share of right answers.
+
+    Returns:
+        (ratio, low, high); NaN where full tokens got nothing right.
     """
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(0, len(right), (RESAMPLES, len(right)))
-    ratios = right[draws].mean(axis=1) / np.maximum(full[draws].mean(axis=1), 1e-9)
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    return float(right.mean() / max(full.mean(), 1e-9)), float(low), float(high)
+
+    def ratio(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
+        return a.mean(axis=axis) / b.mean(axis=axis)
+
+    if not full.any():
+        return (float("nan"),) * 3
+    if len(right) < 2 or (right == full).all():  # nothing to resample
+        return (float(ratio(right, full)),) * 3
+    found = stats.bootstrap(
+        (right, full),
+        ratio,
+        paired=True,
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return float(ratio(right, full)), float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def rows(cells: Sequence[Cell], tasks: Sequence[str]) -> list[dict[str, Any]]:
-    """One row per variant and ratio: accuracy and evidence per task, their mean relative to full with its interval."""
-    by_key = {(cell.task, cell.variant, cell.keep_ratio): cell for cell in cells}
-    full = np.mean([by_key[task, "full", 1.0].right for task in tasks], axis=0)
+    """One row per method and ratio whose cells are all there.
+
+    Accuracy (with interval) and evidence kept per task, their mean relative to full (with paired interval), the share of
+    visual tokens kept, and seconds per answer. The row "majority" says how far always giving the most frequent answer
+    gets, "blank" what the model guesses without seeing the picture.
+    """
+    by_key = {cell.key: cell for cell in cells}
+    if any((task, FULL, 1.0) not in by_key for task in tasks):
+        return []
+    full = [by_key[task, FULL, 1.0] for task in tasks]
+    base = np.mean([cell.right for cell in full], axis=0)
+    majority = [Cell(c.task, MAJORITY, 0.0, _majority(c.answers), c.answers, [None] * len(c.answers), 0, 1) for c in full]
+    by_key |= {cell.key: cell for cell in majority}
     table = []
-    for variant, keep in dict.fromkeys((cell.variant, cell.keep_ratio) for cell in cells):
-        mine = {task: by_key[task, variant, keep] for task in tasks}
-        per_picture = np.mean([cell.right for cell in mine.values()], axis=0)
-        ratio, low, high = relative(per_picture, full)
-        first = next(iter(mine.values()))
+    for method, keep in dict.fromkeys((cell.method, cell.keep_ratio) for cell in by_key.values()):
+        mine = [by_key[task, method, keep] for task in tasks if (task, method, keep) in by_key]
+        if len(mine) < len(tasks):
+            continue
+        ratio, low, high = relative(np.mean([cell.right for cell in mine], axis=0), base)
+        evidence = {cell.task: [share for share in cell.evidence if share is not None] for cell in mine}
         table.append(
             {
-                "method": variant,
+                "method": method,
                 "keep_ratio": keep,
-                "kept": first.kept / first.total,
-                "accuracy": {task: cell.accuracy for task, cell in mine.items()},
-                "interval": {task: interval(np.array(cell.right, float)) for task, cell in mine.items()},
-                "evidence": {task: float(np.mean(cell.evidence)) for task, cell in mine.items()},
+                "kept": sum(cell.kept for cell in mine) / sum(cell.total for cell in mine),
+                "accuracy": {cell.task: float(np.mean(cell.right)) for cell in mine},
+                "interval": {cell.task: wilson(cell.right) for cell in mine},
+                "mean": float(np.mean([cell.right for cell in mine])),
                 "relative": ratio,
                 "relative_interval": (low, high),
+                "evidence": {task: float(np.mean(shares)) if shares else None for task, shares in evidence.items()},
+                "seconds_per_answer": sum(cell.seconds for cell in mine) / sum(len(cell.right) for cell in mine),
             }
         )
     return table
 
 
+def _majority(answers: Sequence[str]) -> list[bool]:
+    frequent = Counter(answers).most_common(1)[0][0]
+    return [answer == frequent for answer in answers]
+
+
+def mean_evidence(row: dict[str, Any]) -> float | None:
+    """Share of the evidence kept, averaged over the tasks that have any."""
+    shares = [share for share in row["evidence"].values() if share is not None]
+    return float(np.mean(shares)) if shares else None
+
+
+def columns(tasks: Sequence[str]) -> list[str]:
+    """Headings of `texts`."""
+    return ["method", "keep", "kept", *tasks, "mean / full", "evidence kept", "ms / answer"]
+
+
+def texts(row: dict[str, Any], tasks: Sequence[str]) -> list[str]:
+    """A row of the table, as text."""
+    low, high = row["relative_interval"]
+    evidence = mean_evidence(row)
+    return [
+        row["method"],
+        f"{row['keep_ratio']:g}" if row["keep_ratio"] else "",
+        f"{100 * row['kept']:.1f} %" if row["kept"] else "",
+        *(f"{row['accuracy'][task]:.3f}" for task in tasks),
+        f"{100 * row['relative']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]",
+        "" if evidence is None else f"{evidence:.2f}",
+        f"{1000 * row['seconds_per_answer']:.1f}" if row["seconds_per_answer"] else "",
+    ]
+
+
 def markdown(table: Sequence[dict[str, Any]], tasks: Sequence[str]) -> str:
-    """The table for docs/results."""
-    head = ["method", "keep", *tasks, "mean relative to full", *(f"evidence kept, {task}" for task in tasks)]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    """The table, and under it the intervals per task, for docs/results."""
+    heads = columns(tasks)
+    lines = [heads, ["---"] * len(heads), *(texts(row, tasks) for row in table)]
+    parts = ["\n".join("| " + " | ".join(line) + " |" for line in lines)]
+    parts.append(
+        "Accuracy per task; its mean relative to full tokens with a 95 % interval (paired bootstrap over pictures); share of "
+        "the evidence's visual tokens kept (tiles only); milliseconds per answer without the vision encoder. `blank`: all "
+        "tokens of a blank picture; `majority`: always the most frequent answer.\n"
+    )
+    heads = ["method", "keep", *tasks]
+    lines = [heads, ["---"] * len(heads)]
     for row in table:
-        scores = [
-            f"{row['accuracy'][task]:.3f} [{row['interval'][task][0]:.3f}, {row['interval'][task][1]:.3f}]" for task in tasks
-        ]
-        low, high = row["relative_interval"]
-        total = f"{100 * row['relative']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-        evidence = [f"{row['evidence'][task]:.2f}" for task in tasks]
-        lines.append("| " + " | ".join([row["method"], f"{row['keep_ratio']:g}", *scores, total, *evidence]) + " |")
-    return "\n".join(lines) + "\n"
+        intervals = (f"[{low:.3f}, {high:.3f}]" for low, high in (row["interval"][task] for task in tasks))
+        lines.append([*texts(row, tasks)[:2], *intervals])
+    parts.append("95 % Wilson intervals of the accuracies:\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def comma_separated(table: Sequence[dict[str, Any]], tasks: Sequence[str]) -> str:
+    """The numbers, one line per method and ratio."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    per_task = [f"{kind}_{task}" for kind in ("accuracy", "low", "high", "evidence") for task in tasks]
+    writer.writerow(
+        ["method", "keep_ratio", "kept", "mean", "relative", "relative_low", "relative_high", "seconds_per_answer", *per_task]
+    )
+    for row in table:
+        values = [row[name] for name in ("method", "keep_ratio", "kept", "mean", "relative")]
+        values += [*row["relative_interval"], row["seconds_per_answer"]]
+        values += [row["accuracy"][task] for task in tasks] + [row["interval"][task][0] for task in tasks]
+        values += [row["interval"][task][1] for task in tasks] + [row["evidence"][task] for task in tasks]
+        writer.writerow(values)
+    return text.getvalue()
+
+
+def plot(table: Sequence[dict[str, Any]], path: Path) -> None:
+    """Accuracy and evidence kept against visual tokens kept, one line per method, as PNG."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    accuracy, evidence = figure.subplots(1, 2)
+    methods = [name for name in dict.fromkeys(row["method"] for row in table) if name not in (FULL, BLANK, MAJORITY)]
+    for number, method in enumerate(methods):
+        mine = sorted((row for row in table if row["method"] == method), key=lambda row: row["kept"])
+        kept = [100 * row["kept"] for row in mine]
+        middle = np.array([100 * row["relative"] for row in mine])
+        ends = 100 * np.array([row["relative_interval"] for row in mine]).T
+        style = {"color": f"C{number}", "marker": "os^vDPX*"[number % 8], "label": method}
+        accuracy.errorbar(kept, middle, abs(ends - middle), capsize=3, **style)
+        recall = [mean_evidence(row) for row in mine]
+        if None not in recall:
+            evidence.plot(kept, [100 * share for share in recall if share is not None], **style)
+    accuracy.axhline(100, color="gray", linewidth=0.8)
+    for row in table:
+        if row["method"] in (BLANK, MAJORITY):
+            accuracy.axhline(
+                100 * row["relative"], color="gray", linestyle=":" if row["method"] == BLANK else "--", linewidth=0.8
+            )
+            accuracy.annotate(
+                row["method"], (1, 100 * row["relative"]), xycoords=("axes fraction", "data"), ha="right", va="bottom"
+            )
+    limits = (0, 100)
+    evidence.plot(limits, limits, color="gray", linewidth=0.8)
+    accuracy.set(xlabel="visual tokens kept (%)", ylabel="mean accuracy relative to all tokens (%)")
+    evidence.set(xlabel="visual tokens kept (%)", ylabel="evidence's tokens kept (%)", xlim=limits, ylim=limits)
+    accuracy.legend(frameon=False)
+    figure.savefig(path, format="png", dpi=120)

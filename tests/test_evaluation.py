@@ -1,0 +1,167 @@
+"""Evaluation: the same pictures for everybody, batches that change nothing, honest numbers, resumable files."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import processor, small_model
+
+from ptp.bench.measure import answer, encode_prompt
+from ptp.evaluation import Cell, Examiner, batches, draw_sample, parse_contender, plan
+from ptp.evaluation.contenders import downsampled_tiles
+from ptp.evaluation.samples import SPLITS, evidence_tokens
+from ptp.evaluation.store import read_cells, to_json
+from ptp.evaluation.summary import comma_separated, markdown, plot, relative, rows, wilson
+from ptp.tiny.drawing import TILE
+from ptp.tiny.tasks import TASKS
+
+
+def test_a_sample_is_the_same_whatever_else_is_drawn_and_no_other_is_like_it():
+    first, again = draw_sample(0, "report", 5), draw_sample(0, "report", 5)
+    assert (np.asarray(first.scene.image) == np.asarray(again.scene.image)).all() and first.examples == again.examples
+    others = [draw_sample(0, "tune", 5), draw_sample(1, "report", 5), draw_sample(0, "report", 6)]
+    assert all(other.examples != first.examples for other in others)
+    assert set(first.examples) == set(TASKS) and len(set(SPLITS.values())) == len(SPLITS)
+
+
+def test_batches_hold_every_sample_once_and_one_number_of_tiles_each():
+    drawn = [draw_sample(0, "tune", number) for number in range(30)]
+    groups = batches(iter(drawn))
+    assert sorted(sample.number for group in groups for sample in group) == list(range(30))
+    for group in groups:
+        assert len({sample.scene.grid[0] * sample.scene.grid[1] for sample in group}) == 1
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_evidence_tokens_equal_counting_pixels(number):
+    sample = draw_sample(3, "tune", number)
+    columns, rows_ = sample.scene.grid
+    for example in sample.examples.values():
+        expected = set()
+        for left, top, right, bottom in example.evidence:
+            covered = np.zeros((rows_ * TILE, columns * TILE), bool)
+            covered[top:bottom, left:right] = True
+            for token in range(16 * columns * rows_):
+                tile, place = divmod(token, 16)
+                y, x = tile // columns * TILE + place // 4 * 28, tile % columns * TILE + place % 4 * 28
+                if 3 * covered[y : y + 28, x : x + 28].sum() >= min(28 * 28, covered.sum()):
+                    expected.add(token)
+        assert evidence_tokens(example.evidence, sample.scene.grid, 16) == expected
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.25, 0.1])
+@pytest.mark.parametrize("tiles", [3, 6, 12])
+def test_downsampling_never_takes_more_tokens_than_pruning(keep, tiles):
+    count = downsampled_tiles(keep, tiles, 16)
+    tokens = 16 * (count + (count > 1))
+    assert tokens <= max(16, round(keep * 16 * (tiles + 1)))
+    assert count == tiles or tokens + 16 > keep * 16 * (tiles + 1) - 16, "no larger picture would fit"
+
+
+@pytest.mark.parametrize("name", ["pyramid", "pyramid:alpha=0:vision_layer=1", "random", "downsample", "full"])
+def test_batches_give_every_picture_the_answer_it_gets_alone(name):
+    model, proc = small_model("qwen2"), processor()
+    drawn = [draw_sample(0, "tune", number) for number in range(6)]
+    contenders = [] if name == "full" else [parse_contender(name)]
+    examiner = Examiner(model, proc, batches(iter(drawn)), contenders)
+    cell = Cell("read", contenders[0].method if contenders else "full", 0.5 if contenders else 1.0)
+    examiner.fill(cell, contenders[0] if contenders else None)
+    assert len(cell.right) == len(cell.answers) == len(cell.evidence) == 6
+    assert cell.total == sum(16 * (s.scene.grid[0] * s.scene.grid[1] + 1) for s in drawn)
+    for sample, right, expected in zip(drawn, cell.right, cell.answers, strict=True):
+        example = sample.examples["read"]
+        assert expected == example.answer
+        if name != "downsample":
+            inputs = encode_prompt(proc, [sample.scene.image], example.question, model)
+            if contenders:
+                with contenders[0].pruner(0.5)(model, proc):
+                    alone = answer(model, proc, inputs, 4)
+            else:
+                alone = answer(model, proc, inputs, 4)
+            assert right == (alone == example.answer)
+    if name == "downsample":
+        assert cell.kept < 0.5 * cell.total
+    elif contenders:
+        assert cell.kept == sum(round(0.5 * 16 * (s.scene.grid[0] * s.scene.grid[1] + 1)) for s in drawn)
+        assert all(0 <= share <= 1 for share in cell.evidence)
+
+
+def test_each_picture_is_encoded_once(monkeypatch):
+    model, proc = small_model("qwen2"), processor()
+    groups = batches(draw_sample(0, "tune", number) for number in range(4))
+    contenders = [parse_contender("random"), parse_contender("pyramid")]
+    examiner = Examiner(model, proc, groups, contenders)
+    encoded = []
+    original = type(model).get_image_features
+    monkeypatch.setattr(
+        type(model),
+        "get_image_features",
+        lambda self, pixels, **rest: encoded.append(len(pixels)) or original(self, pixels, **rest),
+    )
+    by_name = {contender.name: contender for contender in contenders}
+    for cell in plan(contenders, [0.5, 0.2], ["read", "color"]):
+        if cell.method != "blank":
+            examiner.fill(cell, by_name.get(cell.method))
+    assert sum(encoded) == sum(s.scene.grid[0] * s.scene.grid[1] + 1 for group in groups for s in group)
+
+
+def cells_of(scores: dict[tuple[str, float], list[list[bool]]], tasks: list[str]) -> list[Cell]:
+    cells = []
+    for (method, keep), right in scores.items():
+        for task, mine in zip(tasks, right, strict=True):
+            cells.append(Cell(task, method, keep, mine, ["a"] * len(mine), [None] * len(mine), 10, 20, 1.0))
+    return cells
+
+
+def test_rows_are_means_with_intervals_that_hold_them():
+    rng = np.random.default_rng(0)
+    full = [(rng.random(200) < 0.9).tolist() for _ in range(2)]
+    half = [[a and bool(b) for a, b in zip(mine, rng.random(200) < 0.95, strict=True)] for mine in full]
+    table = rows(cells_of({("full", 1.0): full, ("pyramid", 0.5): half}, ["read", "color"]), ["read", "color"])
+    by_method = {row["method"]: row for row in table}
+    row = by_method["pyramid"]
+    assert row["accuracy"]["read"] == np.mean(half[0]) and row["mean"] == pytest.approx(np.mean(half))
+    assert row["relative"] == pytest.approx(np.mean(half) / np.mean(full))
+    assert row["relative_interval"][0] < row["relative"] < row["relative_interval"][1] < 1
+    assert by_method["full"]["relative_interval"] == (1.0, 1.0)
+    assert by_method["majority"]["mean"] == 1.0, "every answer is the same here"
+    low, high = row["interval"]["read"]
+    assert low < row["accuracy"]["read"] < high
+
+
+def test_a_row_waits_for_all_its_cells():
+    cells = cells_of({("full", 1.0): [[True, False]] * 2, ("pyramid", 0.5): [[True, True]] * 2}, ["read", "color"])
+    assert [row["method"] for row in rows(cells[:-1], ["read", "color"])] == ["full", "majority"]
+    assert rows(cells[1:], ["read", "color"]) == []
+
+
+def test_intervals_are_the_textbook_ones():
+    assert wilson([True] * 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    ratio, low, high = relative(np.array([1.0, 0, 1, 0] * 50), np.array([1.0, 1, 1, 1] * 50))
+    assert ratio == 0.5 and low == pytest.approx(0.43, abs=0.01) and high == pytest.approx(0.57, abs=0.01)
+    assert np.isnan(relative(np.zeros(4), np.zeros(4))).all()
+
+
+def test_a_run_resumes_only_with_its_own_settings(tmp_path):
+    settings = {"tasks": ["read"], "seed": 0}
+    cells = cells_of({("full", 1.0): [[True, False]]}, ["read"])
+    path = tmp_path / "results.json"
+    assert read_cells(path, settings) == []
+    path.write_text(to_json({"date": "today"}, settings, cells, rows(cells, ["read"])))
+    assert read_cells(path, settings) == cells and json.loads(path.read_text())["about"] == {"date": "today"}
+    with pytest.raises(ValueError, match="was made with seed 0, not 1"):
+        read_cells(path, {**settings, "seed": 1})
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="not the file of an evaluation"):
+        read_cells(path, settings)
+
+
+def test_tables_and_plots_hold_every_row(tmp_path):
+    tasks = ["read", "color"]
+    scores = {("full", 1.0): [[True, True]] * 2, ("pyramid", 0.5): [[True, True]] * 2, ("pyramid", 0.1): [[False, True]] * 2}
+    table = rows(cells_of(scores, tasks), tasks)
+    assert markdown(table, tasks).count("| pyramid |") == 4
+    lines = comma_separated(table, tasks).splitlines()
+    assert len(lines) == 1 + len(table) and lines[0].startswith("method,keep_ratio,kept,mean")
+    plot(table, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
