@@ -215,12 +215,13 @@ def _choose_looks(rng: np.random.Generator, count: int, repeated: bool) -> list[
     return [looks[i] for i in rng.permutation(len(looks))]
 
 
-def _draw_table(rng: np.random.Generator, tile: np.ndarray, columns: int) -> Table:
+def _draw_table(rng: np.random.Generator, tile: np.ndarray, columns: int, labels: tuple[str, ...]) -> Table:
     rows = int(rng.integers(3, 5))
     box = _free_box(rng, tile, columns, (2 * CELL, rows * CELL), CELL, ())
     assert box is not None  # nothing else is there yet
-    keys, values = (rng.permutation(len(texts))[:rows] for texts in (LETTERS, DIGITS))
-    return Table(tuple((LETTERS[k], DIGITS[v]) for k, v in zip(keys, values, strict=True)), box)
+    letters = [label for label in labels if label in LETTERS]
+    keys, values = (rng.permutation(len(texts))[:rows] for texts in (letters, DIGITS))
+    return Table(tuple((letters[k], DIGITS[v]) for k, v in zip(keys, values, strict=True)), box)
 
 
 def draw_scene(
@@ -251,7 +252,7 @@ def draw_scene(
         table: Whether there is a table.
         tags: Tags, each of another colour.
         tag_size: Side of a tag.
-        labels: What signs and tags may bear.
+        labels: What signs and tags may bear; its letters (four at least) are those of the table.
         step: Signs and tags sit on multiples of this many pixels inside their tile (7 is half a patch; 1 is anywhere,
             which this version of the model has not learned).
         repeated: Share of the pictures with several signs of one color: without any, every count would be one.
@@ -262,7 +263,7 @@ def draw_scene(
     columns, rows = grid
     image = background(rng, (TILE * columns, TILE * rows), photos, texture_share, scale)
     tiles = rng.permutation(columns * rows)
-    card = _draw_table(rng, tiles[:1], columns) if table else None
+    card = _draw_table(rng, tiles[:1], columns, labels) if table else None
     if card:
         paste_table(image, card, scale)
     if rng.random() < clustered:

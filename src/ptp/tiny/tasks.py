@@ -75,13 +75,18 @@ def shape(rng: np.random.Generator, scene: Scene) -> Filled | None:
 
 
 def exists(rng: np.random.Generator, scene: Scene) -> Filled | None:
-    """Say whether there is a sign of a colour and shape; where there is none, colour and shape are there, on other signs."""
+    """Say whether there is a sign of a colour and shape.
+
+    Half of the answers are no; of two thirds of these, colour and shape are both there, on different signs.
+    """
     there = {(sign.color, sign.shape): sign.box for sign in scene.signs}
     near = sorted({(c, s) for (c, _), (_, s) in itertools.product(there, there)} - set(there))
-    if not near:
+    far = sorted(set(itertools.product(COLORS, SHAPES)) - set(there) - set(near))
+    kind = rng.random()
+    looks = list(there) if kind < 1 / 2 else near if kind < 5 / 6 else far
+    if not looks:
         return None
-    yes = rng.random() < 0.5
-    looks = list(there) if yes else near
+    yes = looks[0] in there
     look = looks[rng.integers(len(looks))]
     return {"color": look[0], "shape": look[1]}, "yes" if yes else "no", (there[look],) if yes else ()
 

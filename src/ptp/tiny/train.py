@@ -79,13 +79,15 @@ CURRICULUM = (
 
 
 class SeeHeads(nn.Module):
-    """Linear read-outs used while training only: per visual token, per [CLS] and per thumbnail token."""
+    """Linear read-outs used while training only: per visual token, per [CLS] and per thumbnail token; `place` tells what
+    the projector puts out where in its tile it is."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, text_width: int) -> None:
         super().__init__()
         self.token = nn.Linear(4 * width, sum(len(names) + 1 for names in NAMES.values()) + 1)
         self.cls = nn.Linear(width, len(THINGS) + len(LABELS))
         self.thumbnail = nn.Linear(4 * width, len(THINGS))
+        self.place = nn.Linear(text_width, 2 * CELLS)
 
 
 @dataclass
@@ -208,6 +210,16 @@ def see_loss(heads: SeeHeads, batch: Batch, cls: Tensor, shuffled: Tensor) -> Te
     return loss + 4 * F.binary_cross_entropy_with_logits(heads.thumbnail(shuffled[:, -1]), batch.thumbnail)
 
 
+def place_loss(heads: SeeHeads, visual: Tensor) -> Tensor:
+    """visual (B, T, 16, D) from the projector -> scalar: name the token's row and column in its tile.
+
+    The projector would not keep them otherwise, and no question about what is left of what could be answered.
+    """
+    rows, columns = heads.place(F.rms_norm(visual, visual.shape[-1:])).flatten(0, 1).split(CELLS, dim=-1)
+    places = torch.arange(TOKENS_PER_TILE, device=visual.device).expand(len(rows), -1)
+    return F.cross_entropy(rows.mT, places // CELLS) + F.cross_entropy(columns.mT, places % CELLS)
+
+
 def align_loss(
     model: InternVLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, batch: Batch, visual: Tensor
 ) -> Tensor:
@@ -271,7 +283,8 @@ def forward(
     if not answers:
         see = see_loss(heads, batch, states[:, 0].view(count, tiles, -1), shuffled)
         align = align_loss(model, tokenizer, batch, visual)
-        return see + align, {"see": see.item(), "align": align.item()}
+        place = place_loss(heads, visual)
+        return see + align + place, {"see": see.item(), "align": align.item(), "place": place.item()}
     loss, right = answer_loss(model, tokenizer, batch, visual)
     log = {"answer": loss.item()}
     for task in TASKS:
@@ -313,7 +326,7 @@ def train(
     tokenizer = build_tokenizer()
     model = build_model(build_config(tokenizer), seed)
     nn.Module.to(model, device)
-    heads = SeeHeads(model.model.vision_tower.config.hidden_size).to(device)
+    heads = SeeHeads(model.model.vision_tower.config.hidden_size, model.lm_head.in_features).to(device)
     parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.02, betas=(0.9, 0.98), fused=True)
     rng, step, seconds = np.random.default_rng(seed), 0, 0.0
