@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -86,9 +87,10 @@ def evaluate(
                 complete = [c for c in cells[: number + 1] if c.right]
                 _save(out, settings, complete, names)
     table = rows(cells, names)
-    view = Table()
+    view = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
     for column in columns(names):
-        view.add_column(column, justify="left" if column == "method" else "right")
+        leading = column == "method"
+        view.add_column(column, justify="left" if leading else "right", no_wrap=leading)
     for row in table:
         view.add_row(*texts(row, names))
     console.print(view)

@@ -176,14 +176,10 @@ def plot(table: Sequence[dict[str, Any]], path: Path) -> None:
         if None not in recall:
             evidence.plot(kept, [100 * share for share in recall if share is not None], **style)
     accuracy.axhline(100, color="gray", linewidth=0.8)
-    for row in table:
-        if row["method"] in (BLANK, MAJORITY):
-            accuracy.axhline(
-                100 * row["relative"], color="gray", linestyle=":" if row["method"] == BLANK else "--", linewidth=0.8
-            )
-            accuracy.annotate(
-                row["method"], (1, 100 * row["relative"]), xycoords=("axes fraction", "data"), ha="right", va="bottom"
-            )
+    for name, line, place, side in ((MAJORITY, "--", 0.01, "left"), (BLANK, ":", 0.99, "right")):
+        for height in (100 * row["relative"] for row in table if row["method"] == name):
+            accuracy.axhline(height, color="gray", linestyle=line, linewidth=0.8)
+            accuracy.annotate(name, (place, height), xycoords=("axes fraction", "data"), ha=side, va="bottom")
     limits = (0, 100)
     evidence.plot(limits, limits, color="gray", linewidth=0.8)
     accuracy.set(xlabel="visual tokens kept (%)", ylabel="mean accuracy relative to all tokens (%)")
