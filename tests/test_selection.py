@@ -33,7 +33,15 @@ def test_budgets_are_exact_and_fit(case):
 @given(st.lists(weights, min_size=2, max_size=14), st.integers(1, 300), st.data())
 @settings(max_examples=300, deadline=None)
 def test_a_more_salient_tile_never_gets_less_than_another(weights, size, data):
-    budgets = allocate(weights, [size] * len(weights), data.draw(st.integers(0, size * len(weights))))
+    check_order(weights, size, data.draw(st.integers(0, size * len(weights))))
+
+
+def test_a_tile_more_salient_by_one_bit_does_not_lose_a_tie():
+    check_order([1.0, math.nextafter(1.0, 0.0), 1.0, 1.0, 1.0, 1.0], 3, 14)
+
+
+def check_order(weights, size, total):
+    budgets = allocate(weights, [size] * len(weights), total)
     for a in range(len(weights)):
         for b in range(len(weights)):
             assert weights[a] <= weights[b] or budgets[a] >= budgets[b]

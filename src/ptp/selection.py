@@ -45,7 +45,7 @@ def allocate(weights: Sequence[float], capacities: Sequence[int], total: int) ->
     """Share `total` tokens among tiles in proportion to `weights`.
 
     Water-filling: no tile gets more than it has, what it cannot take goes to the others in proportion; integers by
-    largest remainder (the earlier tile wins ties).
+    largest remainder (of equal remainders the larger weight wins, of equal weights the earlier tile).
 
     Args:
         weights: One non-negative number per tile. Tiles of weight 0 get tokens only when all others are full.
@@ -80,7 +80,8 @@ def allocate(weights: Sequence[float], capacities: Sequence[int], total: int) ->
         for r in rest:
             quotas[r] = capacities[r] / size * left if size else 0.0
     budgets = [min(int(quota), capacity) for quota, capacity in zip(quotas, capacities, strict=True)]
-    by_remainder = sorted(range(len(quotas)), key=lambda r: (budgets[r] - quotas[r], r))
+    # Weights that differ by one bit may share a quota: the larger comes first even then.
+    by_remainder = sorted(range(len(quotas)), key=lambda r: (budgets[r] - quotas[r], -weights[r], r))
     while (missing := total - sum(budgets)) > 0:
         for r in [r for r in by_remainder if budgets[r] < capacities[r]][:missing]:
             budgets[r] += 1

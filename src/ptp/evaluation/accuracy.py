@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..pruner import Pruner
+from ..tiny.tasks import Example
 from .contenders import BLANK, DOWNSAMPLE, FULL, Contender, downsampled_tiles
 from .samples import Sample, evidence_tokens
 
@@ -79,8 +80,6 @@ class Examiner:
         pruner = contender.pruner(cell.keep_ratio) if contender and contender.method != DOWNSAMPLE else None
         results: dict[int, tuple[bool, str, float | None]] = {}
         for index, batch in enumerate(self.batches):
-            whole = self._prompt(index, cell.task)
-            total = int((whole["input_ids"] == self.model.config.image_token_id).sum())
             tiles = None
             if cell.method == DOWNSAMPLE:
                 columns, rows = batch[0].scene.grid
@@ -95,22 +94,26 @@ class Examiner:
             cell.seconds += time.perf_counter() - started
             texts = self.processor.batch_decode(ids[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
             kept = [set(image.kept.tolist()) for image in trace.images] if trace else [None] * len(batch)
-            cell.kept += (
-                trace.visual_tokens[1] if trace else int((prompt["input_ids"] == self.model.config.image_token_id).sum())
-            )
-            cell.total += total
+            cell.kept += trace.visual_tokens[1] if trace else self._visual_tokens(prompt)
+            cell.total += self._visual_tokens(self._prompt(index, cell.task))
             for sample, text, mine in zip(batch, texts, kept, strict=True):
                 example = sample.examples[cell.task]
-                share = None
-                if example.evidence and mine is not None:
-                    tokens = evidence_tokens(example.evidence, sample.scene.grid, self.model.config.image_seq_length)
-                    share = len(tokens & mine) / len(tokens)
+                share = self._evidence_kept(sample, example, mine)
                 results[sample.number] = (text.strip() == example.answer, example.answer, share)
             advance(len(batch))
         for _, (right, answer, share) in sorted(results.items()):
             cell.right.append(right)
             cell.answers.append(answer)
             cell.evidence.append(share)
+
+    def _visual_tokens(self, prompt: dict[str, Tensor]) -> int:
+        return int((prompt["input_ids"] == self.model.config.image_token_id).sum())
+
+    def _evidence_kept(self, sample: Sample, example: Example, kept: set[int] | None) -> float | None:
+        if not example.evidence or kept is None:
+            return None
+        tokens = evidence_tokens(example.evidence, sample.scene.grid, self.model.config.image_seq_length)
+        return len(tokens & kept) / len(tokens)
 
     def _prompt(self, index: int, task: str, tiles: int | None = None) -> dict[str, Tensor]:
         """Token ids and mask of one question about each picture of a batch, cut into at most `tiles` tiles."""

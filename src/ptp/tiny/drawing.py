@@ -267,7 +267,8 @@ def draw_scene(
     if card:
         paste_table(image, card, scale)
     if rng.random() < clustered:
-        tiles = tiles[1 : 1 + int(rng.integers(2, 4))]
+        others = tiles[1:] if len(tiles) > 1 else tiles  # not where the table is
+        tiles = others[: int(rng.integers(2, 4))]
     looks = _choose_looks(rng, int(rng.integers(signs[0], signs[1] + 1)), rng.random() < repeated)
     looks += [(list(TAG_COLORS)[i], TAG) for i in rng.permutation(len(TAG_COLORS))[:tags]]
     borne = [labels[i] for i in rng.permutation(len(labels))[: len(looks)]]

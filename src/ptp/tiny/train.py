@@ -7,7 +7,7 @@ sees the picture and itself, at the positions it would have if it were the only 
 training and nothing else.
 
 Few labels come first: a question that names a label ("What color is sign K?") has to find it among the visual tokens, and
-with all 34 from the start the language model did not find out how within hours; with eight it takes minutes.
+with all 34 from the start the language model had not found out how after 2,000 steps; with ten it takes 500.
 
 Every checkpoint holds the optimizer and the random state; the same command resumes an interrupted run.
 """
