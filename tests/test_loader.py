@@ -19,7 +19,7 @@ TORCHVISION = Path(sys.prefix) / "torchvision-for-tests"
 SCRIPT = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
-for name in ("nms", "qnms"):
+for name in ("nms", "qnms") if torch.version.cuda is None else ():
     torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 from PIL import Image
 import ptp

@@ -83,7 +83,11 @@ def test_the_instruction_needs_a_tokenizer_but_vision_alone_does_not():
     assert trace.visual_tokens == (80, 40)
 
 
-@pytest.mark.parametrize("cache", ["static", "offloaded"])
+NO_DRIVER = torch.version.cuda is not None and not torch.cuda.is_available()
+OFFLOADED = pytest.param("offloaded", marks=pytest.mark.skipif(NO_DRIVER, reason="a CUDA torch offloads to CUDA only"))
+
+
+@pytest.mark.parametrize("cache", ["static", OFFLOADED])
 def test_other_caches_are_refused(cache):
     model, inputs = model_and_inputs()
     with ptp.PyramidPruner()(model, tokenizer()), pytest.raises(ptp.UnsupportedCacheError, match="DynamicCache only"):
@@ -128,6 +132,14 @@ def test_new_tokens_on_a_pruned_cache_continue_at_the_original_positions(copied)
         one_by_one = torch.cat([model(input_ids=new[:, i : i + 1], past_key_values=cache).logits for i in range(3)], dim=1)
     torch.testing.assert_close(at_once, one_by_one, atol=1e-5, rtol=0)
     assert torch.equal(at_once.argmax(-1), new[:, 1:])
+
+
+def test_image_tokens_without_their_pictures_are_refused():
+    """transformers itself would take them for words."""
+    model, inputs = model_and_inputs()
+    del inputs["pixel_values"]
+    with ptp.PyramidPruner()(model, tokenizer()), pytest.raises(ValueError, match="image tokens but no pictures"):
+        model(**inputs)
 
 
 def test_chunked_prefill_is_refused():

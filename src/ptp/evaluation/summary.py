@@ -41,15 +41,16 @@ def relative(right: np.ndarray, full: np.ndarray) -> tuple[float, float, float]:
         return (float("nan"),) * 3
     if len(right) < 2 or (right == full).all():  # nothing to resample
         return (float(ratio(right, full)),) * 3
-    found = stats.bootstrap(
-        (right, full),
-        ratio,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
+    with np.errstate(divide="ignore", invalid="ignore"):  # of a few pictures, a resample may hold none that full got right
+        found = stats.bootstrap(
+            (right, full),
+            ratio,
+            paired=True,
+            vectorized=True,
+            n_resamples=RESAMPLES,
+            method="percentile",
+            rng=np.random.default_rng(0),
+        )
     return float(ratio(right, full)), float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 

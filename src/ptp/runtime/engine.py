@@ -119,12 +119,18 @@ class Engine:
 
     def _enter_core(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._forget()
-        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        input_ids: Any = kwargs.get("input_ids", args[0] if args else None)
         encoded = kwargs.get("mm_encoder_outputs") or {}
         cache = kwargs.get("past_key_values")
         record = getattr(cache, RECORD, None)
         has_pictures = kwargs.get("pixel_values") is not None or encoded.get("image") is not None
         if not has_pictures:
+            prefills = record is None and input_ids is not None and input_ids.shape[1] > 1
+            if prefills and self.adapter.locate(input_ids):
+                raise ValueError(
+                    "The prompt has image tokens but no pictures came with it: they would be read as words. Pass the pictures, "
+                    "and no prefill_chunk_size."
+                )
             self.record = record
             if cache is None or cache.get_seq_length() == 0:
                 self.trace.clear()
