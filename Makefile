@@ -26,9 +26,9 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Write the tables of docs/results into the README.
+# Write the tables of docs/results into the README and the model card.
 readme: $(VENV)/.ready
-	$(BIN)/cog -r -I docs README.md
+	$(BIN)/cog -r -I docs README.md src/ptp/tiny/weights/README.md
 
 clean:
 	rm -rf $(VENV) demo.html

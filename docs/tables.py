@@ -1,4 +1,4 @@
-"""The README's result tables, made from docs/results: `make readme` writes them in, a test checks that they are current."""
+"""The result tables of the README and the model card, made from docs/results: `make readme` writes them, a test checks them."""
 
 import json
 from pathlib import Path

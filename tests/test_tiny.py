@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +12,11 @@ import ptp
 from ptp.bench.measure import answer, encode_prompt
 from ptp.evaluation import draw_sample
 from ptp.evaluation.samples import evidence_tokens
-from ptp.tiny import train
+from ptp.tiny import WEIGHTS, train
 from ptp.tiny.difficulty import Difficulty, read_difficulty, write_difficulty
 from ptp.tiny.drawing import COLORS, GRIDS, LABELS, SHAPES, TAG_COLORS, TILE, draw_scene
 from ptp.tiny.model import build_config, build_model
 from ptp.tiny.tasks import TASKS, ask
-
-WEIGHTS = Path(train.__file__).parent / "weights"
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -1,7 +1,6 @@
 """Loading a model with its processor, with torchvision and without it."""
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from transformers.models.internvl.processing_internvl import InternVLProcessor
 from transformers.utils import is_torchvision_available
 
 from .adapters import check_model_type
+from .tiny import WEIGHTS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -55,7 +55,7 @@ def load(
     """
     device = parse_device(device)
     dtype = parse_dtype(dtype, device)
-    path = str(resources.files("ptp.tiny").joinpath("weights")) if name_or_path is None else str(name_or_path)
+    path = str(WEIGHTS if name_or_path is None else name_or_path)
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:

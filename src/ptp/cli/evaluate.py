@@ -2,7 +2,6 @@
 
 import hashlib
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ from ..evaluation.store import read_cells, to_json
 from ..evaluation.summary import columns, comma_separated, markdown, plot, rows, texts
 from ..loader import load
 from ..selection import check_keep_ratio
+from ..tiny import WEIGHTS
 from ..tiny.difficulty import read_difficulty
 from .options import check_writable, parse_ratios, provenance, titled, write_whole
 
@@ -43,14 +43,16 @@ def evaluate(
     force: Annotated[bool, typer.Option("--force", help="Start again and overwrite existing results.")] = False,
 ) -> None:
     """Measure accuracy on fresh pictures: the same ones for every method."""
-    difficulty = read_difficulty(_weights(model))
+    difficulty = read_difficulty(WEIGHTS if model is None else Path(model))
     names = list(difficulty.tasks) if tasks == "all" else list(dict.fromkeys(tasks.split(",")))
     for name in names:
         if name not in difficulty.tasks:
             learned = ", ".join(difficulty.tasks)
-            raise ValueError(f"--tasks must be among {learned} (what this model has learned), or all; got {name!r}.")
+            raise ValueError(
+                f"--tasks must be among {learned} (what this model has learned), or all; got {name!r}. Choose among these."
+            )
     if split not in SPLITS:
-        raise ValueError(f"--split must be one of {', '.join(SPLITS)}, got {split!r}.")
+        raise ValueError(f"--split must be one of {', '.join(SPLITS)}, got {split!r}. Choose one of these.")
     contenders = {contender.name: contender for contender in map(parse_contender, methods.split(","))}
     ratios = parse_ratios(keep)
     for ratio in ratios:
@@ -112,12 +114,8 @@ def _save(out: Path, settings: dict[str, Any], cells: list[Cell], tasks: list[st
     return about
 
 
-def _weights(model: str | None) -> Path:
-    return Path(model) if model is not None else Path(str(resources.files("ptp.tiny").joinpath("weights")))
-
-
 def _identity(model: str | None) -> str:
     """A name for the weights: of the embedded ones their content, since they change from version to version."""
     if model is not None:
         return model
-    return f"ptp-tiny {hashlib.sha256((_weights(None) / 'model.safetensors').read_bytes()).hexdigest()[:12]}"
+    return f"ptp-tiny {hashlib.sha256((WEIGHTS / 'model.safetensors').read_bytes()).hexdigest()[:12]}"

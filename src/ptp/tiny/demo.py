@@ -10,6 +10,7 @@ import numpy as np
 import typer
 from PIL import Image
 
+from . import WEIGHTS
 from .difficulty import read_difficulty
 from .drawing import HELD_OUT_PHOTOS, draw_scene
 from .tasks import Example, ask
@@ -31,7 +32,7 @@ class DemoQuestion:
 
 def draw(directory: Path) -> None:
     """Draw the demo pictures (photographs that training never saw) and write their questions."""
-    difficulty = read_difficulty(Path(str(resources.files("ptp.tiny").joinpath("weights"))))
+    difficulty = read_difficulty(WEIGHTS)
     asked = itertools.cycle(difficulty.tasks)
     questions = []
     for number, grid in enumerate(GRIDS, 1):
