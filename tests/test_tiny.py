@@ -12,10 +12,10 @@ import ptp
 from ptp.bench.measure import answer, encode_prompt
 from ptp.evaluation import draw_sample
 from ptp.evaluation.samples import evidence_tokens
-from ptp.tiny import WEIGHTS, train
+from ptp.tiny import WEIGHTS, lessons, train
 from ptp.tiny.difficulty import Difficulty, read_difficulty, write_difficulty
 from ptp.tiny.drawing import COLORS, GRIDS, LABELS, SHAPES, TAG_COLORS, TILE, draw_scene
-from ptp.tiny.model import build_config, build_model
+from ptp.tiny.model import IMAGE_MEAN, IMAGE_STD, build_config, build_model
 from ptp.tiny.tasks import TASKS, ask
 
 
@@ -92,21 +92,21 @@ def test_an_unknown_task_is_refused_with_the_list():
 def test_training_sees_what_the_processor_makes_of_the_picture(scale):
     scene = draw_scene(np.random.default_rng(1), (3, 2), scale=scale)
     pixels = processor().image_processor(scene.image, return_tensors="pt")["pixel_values"]
-    tiles = torch.from_numpy(train.cut(scene)).permute(0, 3, 1, 2).float() / 255
-    expected = (tiles - torch.tensor(train.IMAGE_MEAN).view(3, 1, 1)) / torch.tensor(train.IMAGE_STD).view(3, 1, 1)
+    tiles = torch.from_numpy(lessons.cut(scene)).permute(0, 3, 1, 2).float() / 255
+    expected = (tiles - torch.tensor(IMAGE_MEAN).view(3, 1, 1)) / torch.tensor(IMAGE_STD).view(3, 1, 1)
     torch.testing.assert_close(pixels, expected, atol=1e-4, rtol=0)
 
 
 def test_packed_questions_cost_no_exactness():
     """Each question of a packed sequence gets the logits it gets alone in the chat template's own prompt."""
     model = build_model(build_config(tokenizer()), 0)
-    phase = train.CURRICULUM[-2]
-    batch = train.draw_batch(np.random.default_rng(0), tokenizer(), phase, 10)
+    phase = lessons.CURRICULUM[-2]
+    batch = lessons.draw_batch(np.random.default_rng(0), tokenizer(), phase, 10)
     count, tiles = batch.pixels.shape[:2]
     features = model.model.get_image_features(batch.pixels.flatten(0, 1), return_dict=True).pooler_output
     with torch.no_grad():
         _, right = train.answer_loss(model, tokenizer(), batch, features.view(count, tiles, 16, -1))
-        for q in range(train.QUESTIONS):
+        for q in range(lessons.QUESTIONS):
             block = batch.blocks[0, q, : batch.answers[0, q]].tolist()
             question = tokenizer().decode(block).split("<|im_end|>")[0]
             turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
