@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,8 @@ from ptp.tiny.drawing import draw_scene
 QUESTION = ["-q", "What is on the red circle?"]
 
 
-def ptp(*arguments, cwd: Path) -> subprocess.CompletedProcess:
+def ptp(*arguments, cwd: Path, file_size: int | None = None) -> subprocess.CompletedProcess:
+    """Run the command; no file may grow beyond `file_size` bytes, as on a full disk."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "COLUMNS": "160"}
     return subprocess.run(
         [sys.executable, "-m", "ptp", *map(str, arguments)],
@@ -26,6 +28,7 @@ def ptp(*arguments, cwd: Path) -> subprocess.CompletedProcess:
         cwd=cwd,
         env=environment,
         timeout=300,
+        preexec_fn=file_size and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))),
     )
 
 
@@ -220,7 +223,7 @@ ptp.cli.main()
 """
 
 
-def test_an_interrupted_eval_resumes_and_ends_with_the_same_numbers(folder):
+def test_an_eval_stopped_by_ctrl_c_or_a_full_disk_resumes_and_ends_with_the_same_numbers(folder):
     def numbers(name: str) -> list[dict]:
         cells = json.loads((folder / name).read_text())["cells"]
         return [{key: value for key, value in cell.items() if key != "seconds"} for cell in cells]
@@ -232,6 +235,9 @@ def test_an_interrupted_eval_resumes_and_ends_with_the_same_numbers(folder):
     settings = ["eval", "--samples", 3, "--keep", "0.5", "--methods", "pyramid"]
     refused = ptp(*settings, "--seed", 1, "--out", "stopped.json", cwd=folder)
     assert refused.returncode == 2 and "was made with seed 0, not 1" in refused.stderr and numbers("stopped.json") == half
+    full = ptp(*settings, "--out", "stopped.json", cwd=folder, file_size=(folder / "stopped.json").stat().st_size)
+    assert full.returncode == 2 and "File too large" in full.stderr and len(full.stderr.splitlines()) == 1
+    assert numbers("stopped.json") == half and not list(folder.glob(".stopped*")), "what was finished stays readable"
     assert ptp(*settings, "--out", "stopped.json", cwd=folder).returncode == 0
     assert ptp(*settings, "--out", "whole.json", cwd=folder).returncode == 0
     assert numbers("stopped.json") == numbers("whole.json") and numbers("whole.json")[:2] == half

@@ -115,7 +115,14 @@ def _save(out: Path, settings: dict[str, Any], cells: list[Cell], tasks: list[st
 
 
 def _identity(model: str | None) -> str:
-    """A name for the weights: of the embedded ones their content, since they change from version to version."""
-    if model is not None:
-        return model
-    return f"ptp-tiny {hashlib.sha256((WEIGHTS / 'model.safetensors').read_bytes()).hexdigest()[:12]}"
+    """A name for the model that changes with its weights and its difficulty."""
+    directory = WEIGHTS if model is None else Path(model)
+    name = "ptp-tiny" if model is None else model
+    if not directory.is_dir():
+        return name
+    digest = hashlib.sha256()
+    for path in sorted([*directory.glob("*.safetensors"), *directory.glob("*.json")]):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return f"{name} {digest.hexdigest()[:12]}"

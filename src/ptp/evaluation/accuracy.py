@@ -113,7 +113,7 @@ class Examiner:
         if not example.evidence or kept is None:
             return None
         tokens = evidence_tokens(example.evidence, sample.scene.grid, self.model.config.image_seq_length)
-        return len(tokens & kept) / len(tokens)
+        return round(len(tokens & kept) / len(tokens), 4)
 
     def _prompt(self, index: int, task: str, tiles: int | None = None) -> dict[str, Tensor]:
         """Token ids and mask of one question about each picture of a batch, cut into at most `tiles` tiles."""

@@ -21,7 +21,7 @@ def read_cells(path: Path, settings: dict[str, Any]) -> list[Cell]:
         return []
     try:
         data = json.loads(path.read_text())
-        theirs, cells = data["settings"], [Cell(**cell) for cell in data["cells"]]
+        theirs, cells = data["settings"], [_unpack(cell, data["answers"]) for cell in data["cells"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{str(path)!r} is not the file of an evaluation. Pass --force to overwrite it.") from error
     for name in settings:
@@ -34,7 +34,24 @@ def read_cells(path: Path, settings: dict[str, Any]) -> list[Cell]:
 
 
 def to_json(about: dict[str, Any], settings: dict[str, Any], cells: list[Cell], table: list[dict[str, Any]]) -> str:
-    """The file's text: provenance, settings, summary and every cell, a cell a line."""
+    """The file's text: provenance, settings, summary, each task's right answers, and every cell, a cell a line."""
     head = {"about": about, "settings": settings, "rows": table}
-    lines = ",\n".join(json.dumps(dataclasses.asdict(cell)) for cell in cells)
-    return json.dumps(head, indent=1)[:-2] + f',\n "cells": [\n{lines}\n ]\n}}\n'
+    answers = _compact({cell.task: cell.answers for cell in cells})
+    lines = ",\n".join(_compact(_pack(cell)) for cell in cells)
+    return json.dumps(head, indent=1)[:-2] + f',\n "answers": {answers},\n "cells": [\n{lines}\n ]\n}}\n'
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _pack(cell: Cell) -> dict[str, Any]:
+    """A cell without the task's right answers, which all its cells share; right and wrong as 1 and 0."""
+    packed = dataclasses.asdict(cell) | {"right": "".join("01"[right] for right in cell.right)}
+    del packed["answers"]
+    return packed
+
+
+def _unpack(packed: dict[str, Any], answers: dict[str, list[str]]) -> Cell:
+    right = [letter == "1" for letter in packed["right"]]
+    return Cell(**{**packed, "right": right, "answers": answers[packed["task"]]})
