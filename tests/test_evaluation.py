@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
-from conftest import processor, small_model
+import torch
+from conftest import picture, processor, small_model
 
+from ptp import PyramidPruner, RandomPruner
 from ptp.bench.measure import answer, encode_prompt
 from ptp.evaluation import Cell, Examiner, batches, draw_sample, parse_contender, plan
 from ptp.evaluation.contenders import downsampled_tiles
@@ -103,6 +105,34 @@ def test_each_picture_is_encoded_once(monkeypatch):
         if cell.method != "blank":
             examiner.fill(cell, by_name.get(cell.method))
     assert sum(encoded) == sum(s.scene.grid[0] * s.scene.grid[1] + 1 for group in groups for s in group)
+
+
+def test_random_draws_anew_for_every_picture_and_alike_for_the_same():
+    model, proc = small_model("qwen2"), processor()
+    kept = []
+    for seed, method in ((1, RandomPruner()), (2, RandomPruner()), (1, RandomPruner()), (1, RandomPruner(seed=1))):
+        inputs = encode_prompt(proc, [picture(seed, (3, 2))], "Read it.", model)
+        with torch.no_grad(), method(model, proc) as trace:
+            model(**inputs)
+        kept.append(trace.images[0].kept.tolist())
+    assert kept[0] == kept[2] and kept[0] != kept[1] and kept[0] != kept[3]
+
+
+def test_random_within_region_budgets_takes_the_budgets_of_pyramid():
+    model, proc = small_model("qwen2"), processor()
+    inputs = encode_prompt(proc, [picture(3, (4, 3))], "Read it.", model)
+    traces = []
+    for method in (
+        RandomPruner(keep_ratio=0.3, region="attention_mass"),
+        PyramidPruner(keep_ratio=0.3, region="attention_mass"),
+    ):
+        with torch.no_grad(), method(model, proc) as trace:
+            model(**inputs)
+        traces.append(trace.images[0])
+    assert traces[0].budgets == traces[1].budgets and len(set(traces[0].budgets)) > 1
+    assert traces[0].kept.tolist() != traces[1].kept.tolist()
+    with pytest.raises(ValueError, match="region must be one of"):
+        RandomPruner(region="magic")
 
 
 def cells_of(scores: dict[tuple[str, float], list[list[bool]]], tasks: list[str]) -> list[Cell]:

@@ -1,6 +1,5 @@
 """Pyramid Token Pruning (arXiv 2509.15704): tile budgets, token saliency and instruction relevance in one selection."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,14 +10,7 @@ from .. import scoring
 from ..pruner import Pruner, Stage
 from ..runtime import Picture
 from ..selection import Selection, keep_best, tile_budgets, total_budget
-
-REGIONS: dict[str, Callable[[Picture], Tensor]] = {
-    "thumbnail_attention": lambda p: scoring.thumbnail_attention(p.patch_attention[-1], p.grid or (1, 1)),
-    "attention_mass": lambda p: scoring.attention_mass(p.attention[:-1]),
-    "cls_similarity": lambda p: scoring.cls_similarity(p.embeddings[:-1], p.embeddings[-1]),
-    "uniform": lambda p: torch.ones(len(p.sizes) - 1, device=p.attention.device),
-}
-"""Region saliency of the tiles without the thumbnail, by name."""
+from .regions import check_region, region_shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +25,7 @@ class PyramidPruner(Pruner):
             picture; 1 is purely instruction-guided.
         prune_layer: Tokens leave at the input of this language-model layer; the layer below scores the instruction
             (0: before the language model, scored by a probe of layer 0).
-        region: Source of the tile saliency: one of `REGIONS`.
+        region: Source of the tile saliency: one of `methods.regions.REGIONS`.
         temperature: Softmax temperature of "cls_similarity"; attention shares are used as they are.
         thumbnail_keep: Share of the thumbnail's tokens kept, in [0, 1]; None is `keep_ratio`.
         region_alpha: Weight in [0, 1] of the share of instruction relevance that falls on a tile, beside its visual
@@ -57,8 +49,7 @@ class PyramidPruner(Pruner):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value}. It is a weight or a share; pass 0.5 for half.")
-        if self.region not in REGIONS:
-            raise ValueError(f"region must be one of {', '.join(REGIONS)}, got {self.region!r}. Choose one of these.")
+        check_region(self.region)
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature must be a positive number, got {self.temperature}. Smaller is sharper; try 0.3.")
         if self.normalize not in ("picture", "tile"):
@@ -95,11 +86,8 @@ class PyramidPruner(Pruner):
 
     def region_shares(self, picture: Picture) -> Tensor:
         """Weights (T - 1,) of the tiles without the thumbnail, summing to 1; (1,) for a single tile."""
-        if len(picture.sizes) == 1:
-            return torch.ones(1)
-        softmax = self.temperature if self.region == "cls_similarity" else None
-        shares = scoring.region_weights(REGIONS[self.region](picture), softmax)
-        if self.region_alpha > 0 and picture.relevance is not None:
+        shares = region_shares(picture, self.region, self.temperature)
+        if self.region_alpha > 0 and picture.relevance is not None and len(picture.sizes) > 1:
             relevance = torch.stack([part.sum() for part in picture.relevance.split(picture.sizes)[:-1]])
             shares = (1 - self.region_alpha) * shares + self.region_alpha * scoring.region_weights(relevance, None)
         return shares

@@ -6,7 +6,8 @@ import torch
 
 from ..pruner import Pruner, Stage
 from ..runtime import Picture
-from ..selection import Selection, total_budget
+from ..selection import Selection, keep_best, tile_budgets, total_budget
+from .regions import check_region, region_shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,11 +16,23 @@ class RandomPruner(Pruner):
 
     Attributes:
         prune_layer: Language-model layer whose input loses tokens; 0 is before the language model.
-        seed: Same seed, same picture size, same subset.
+        seed: Same seed, same picture, same subset.
+        region: A region saliency of `PyramidPruner` that shares the budget over the tiles, for measuring what the region
+            level does alone; None ignores tiles.
     """
 
     prune_layer: int = 2
     seed: int = 0
+    region: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.region is not None:
+            check_region(self.region)
+
+    @property
+    def vision_layer(self) -> int | None:
+        return None if self.region is None else -1
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -27,6 +40,10 @@ class RandomPruner(Pruner):
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         budget = total_budget(stage.keep_ratio, picture.tokens)
-        generator = torch.Generator().manual_seed(self.seed)
-        kept = torch.randperm(picture.tokens, generator=generator)[:budget].sort().values
-        return Selection(kept, picture.count_per_tile(kept))
+        generator = torch.Generator().manual_seed(self.seed + picture.fingerprint)
+        order = torch.randperm(picture.tokens, generator=generator)
+        if self.region is None:
+            kept = order[:budget].sort().values
+            return Selection(kept, picture.count_per_tile(kept))
+        budgets = tile_budgets(region_shares(picture, self.region).tolist(), picture.sizes, budget)
+        return Selection(keep_best(order.to(picture.attention.device), picture.sizes, budgets), budgets)

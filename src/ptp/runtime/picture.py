@@ -1,5 +1,6 @@
 """What a method may look at when it decides about one picture."""
 
+import zlib
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,7 @@ class Picture:
         patch_attention: (T, P) float32, [CLS] attention (without [CLS]: mean received attention) of each patch.
         attention: (T, n) the same pooled onto visual tokens.
         embeddings: (T, D) the [CLS] embedding of each tile (without [CLS]: the mean patch embedding).
+        thumbnails: (T, C, 24, 24) each tile's pixels shrunk.
         relevance: (N,) float32 instruction relevance, zero for tokens no longer alive; None where not asked for.
     """
 
@@ -45,12 +47,18 @@ class Picture:
     patch_attention: Tensor
     attention: Tensor
     embeddings: Tensor
+    thumbnails: Tensor
     relevance: Tensor | None
 
     @property
     def tokens(self) -> int:
         """Visual tokens before any pruning, N."""
         return sum(self.sizes)
+
+    @property
+    def fingerprint(self) -> int:
+        """A number made of its pixels, to draw from where chance decides: pictures differ, repetitions do not."""
+        return zlib.crc32((16 * self.thumbnails).round().to("cpu", torch.int8).contiguous().numpy().tobytes())
 
     def count_per_tile(self, kept: Tensor) -> list[int]:
         """How many of the (K,) indices `kept` lie in each tile, in token order."""

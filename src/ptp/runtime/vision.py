@@ -101,9 +101,10 @@ class VisionReader:
             if original not in seen:
                 tile = slice(start, start + len(span.sizes))
                 start = tile.stop
-                parts = (vision.patch_attention[tile], vision.attention[tile], vision.embeddings[tile])
+                thumbnails = vision.thumbnails[tile]
+                parts = (vision.patch_attention[tile], vision.attention[tile], vision.embeddings[tile], thumbnails)
                 alive = torch.arange(span.tokens, device=vision.attention.device)
-                grid = self.adapter.grid(vision.thumbnails[tile])
+                grid = self.adapter.grid(thumbnails)
                 seen[original] = Picture(span.sizes, grid, alive, *parts, relevance=None)
             pictures.append(seen[original])
         return pictures
