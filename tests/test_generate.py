@@ -105,7 +105,7 @@ def test_attach_prunes_until_removed(model):
 @pytest.mark.parametrize(
     "settings", [{"alpha": 0}, {"alpha": 1}, {"region_alpha": 0.5}, {"normalize": "tile"}, {"thumbnail_keep": 0}]
 )
-@pytest.mark.parametrize("region", ["thumbnail_attention", "attention_mass", "cls_similarity", "uniform"])
+@pytest.mark.parametrize("region", ["thumbnail_attention", "attention_mass", "cls_similarity", "uniform", "global"])
 def test_every_setting_keeps_the_budget(region, settings):
     inputs = encode(prompt(picture(1, (3, 2)), picture(2, (1, 1))), prompt(question="Hello"))
     with torch.no_grad(), ptp.PyramidPruner(keep_ratio=0.3, region=region, **settings)(small_model(), tokenizer()) as trace:
@@ -114,6 +114,20 @@ def test_every_setting_keeps_the_budget(region, settings):
     for image in trace.images:
         counts = torch.bincount(torch.repeat_interleave(torch.tensor(image.sizes))[image.kept], minlength=len(image.sizes))
         assert counts.tolist() == image.budgets
+
+
+@pytest.mark.parametrize("thumbnail_keep", [None, 0.5])
+def test_without_a_region_level_the_best_tokens_of_the_picture_stay(thumbnail_keep):
+    inputs = encode(prompt(picture(1, (3, 2))))
+    method = ptp.PyramidPruner(keep_ratio=0.3, region="global", thumbnail_keep=thumbnail_keep)
+    with torch.no_grad(), method(small_model(), tokenizer()) as trace:
+        small_model()(**inputs)
+    (image,) = trace.images
+    fused, total = image.scores["fused"].tolist(), round(0.3 * 112)
+    own = 0 if thumbnail_keep is None else 8
+    pool, rest = (range(112), ()) if thumbnail_keep is None else (range(96), range(96, 112))
+    best = sorted(pool, key=lambda j: -fused[j])[: total - own] + sorted(rest, key=lambda j: -fused[j])[:own]
+    assert image.kept.tolist() == sorted(best) and "region" not in image.scores
 
 
 @pytest.mark.parametrize("grid", [(4, 3), (3, 4), (6, 2), (2, 6), (12, 1), (1, 5), (2, 2), (3, 1)])

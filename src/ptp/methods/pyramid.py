@@ -10,7 +10,7 @@ from .. import scoring
 from ..pruner import Pruner, Stage
 from ..runtime import Picture
 from ..selection import Selection, keep_best, tile_budgets, total_budget
-from .regions import check_region, region_shares
+from .regions import GLOBAL, check_region, region_shares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,8 @@ class PyramidPruner(Pruner):
             picture; 1 is purely instruction-guided.
         prune_layer: Tokens leave at the input of this language-model layer; the layer below scores the instruction
             (0: before the language model, scored by a probe of layer 0).
-        region: Source of the tile saliency: one of `methods.regions.REGIONS`.
+        region: Source of the tile saliency: one of `methods.regions.REGIONS`; "global" does without tile budgets, and
+            all tokens of a picture compete.
         temperature: Softmax temperature of "cls_similarity"; attention shares are used as they are.
         thumbnail_keep: Share of the thumbnail's tokens kept, in [0, 1]; None is `keep_ratio`.
         region_alpha: Weight in [0, 1] of the share of instruction relevance that falls on a tile, beside its visual
@@ -49,7 +50,7 @@ class PyramidPruner(Pruner):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {value}. It is a weight or a share; pass 0.5 for half.")
-        check_region(self.region)
+        check_region(self.region, GLOBAL)
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature must be a positive number, got {self.temperature}. Smaller is sharper; try 0.3.")
         if self.normalize not in ("picture", "tile"):
@@ -70,19 +71,28 @@ class PyramidPruner(Pruner):
     def select(self, picture: Picture, stage: Stage) -> Selection:
         token = picture.attention.flatten()
         instruction = picture.relevance if picture.relevance is not None else torch.zeros_like(token)
-        region = self.region_shares(picture)
-        total = total_budget(stage.keep_ratio, picture.tokens)
-        budgets = tile_budgets(region.tolist(), picture.sizes, total, self.thumbnail_keep)
         if self.normalize == "tile":
             parts = zip(token.split(picture.sizes), instruction.split(picture.sizes), strict=True)
             fused = torch.cat([scoring.fuse(a, c, self.alpha) for a, c in parts])
         else:
             fused = scoring.fuse(token, instruction, self.alpha)
-        kept = keep_best(fused, picture.sizes, budgets)
-        if not self.record_scores:
-            return Selection(kept, budgets)
-        seen = torch.cat([region, region.new_ones(len(picture.sizes) - len(region))])
-        return Selection(kept, budgets, {"region": seen, "token": token, "instruction": instruction, "fused": fused})
+        scores = {"token": token, "instruction": instruction, "fused": fused} if self.record_scores else {}
+        total = total_budget(stage.keep_ratio, picture.tokens)
+        if self.region == GLOBAL:
+            kept = self._keep_globally(fused, picture, total)
+            return Selection(kept, picture.count_per_tile(kept), scores)
+        region = self.region_shares(picture)
+        budgets = tile_budgets(region.tolist(), picture.sizes, total, self.thumbnail_keep)
+        if self.record_scores:
+            scores = {"region": torch.cat([region, region.new_ones(len(picture.sizes) - len(region))]), **scores}
+        return Selection(keep_best(fused, picture.sizes, budgets), budgets, scores)
+
+    def _keep_globally(self, fused: Tensor, picture: Picture, total: int) -> Tensor:
+        """The best tokens of the picture; the thumbnail apart only where `thumbnail_keep` gives it a share of its own."""
+        if self.thumbnail_keep is None or len(picture.sizes) == 1:
+            return keep_best(fused, [picture.tokens], [total])
+        groups = [picture.tokens - picture.sizes[-1], picture.sizes[-1]]
+        return keep_best(fused, groups, tile_budgets([1.0], groups, total, self.thumbnail_keep))
 
     def region_shares(self, picture: Picture) -> Tensor:
         """Weights (T - 1,) of the tiles without the thumbnail, summing to 1; (1,) for a single tile."""
