@@ -1,7 +1,14 @@
 """The result tables of the README and the model card, made from docs/results: `make readme` writes them, a test checks them."""
 
 import json
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
+
+import numpy as np
+
+from ptp.evaluation.store import load_cells
+from ptp.evaluation.summary import mean_evidence, relative
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -49,3 +56,35 @@ def prefill() -> str:
         )  # fmt: skip
     heads = ["prune_layer", "kept", "full", "ptp", "speed-up", "limit", "ptp / limit", "ptp / (K full layers + rest)"]
     return _markdown(heads, lines)
+
+
+@cache
+def _ablation() -> tuple[dict, dict]:
+    """Rows and per-picture shares of right answers of docs/results/ablation.json, by method and keep ratio."""
+    data = json.loads((RESULTS / "ablation.json").read_text())
+    right: dict[tuple[str, float], list[list[bool]]] = {}
+    for cell in load_cells(data):
+        right.setdefault((cell.method, cell.keep_ratio), []).append(cell.right)
+    rows = {(row["method"], row["keep_ratio"]): row for row in data["rows"]}
+    return rows, {key: np.mean(mine, axis=0) for key, mine in right.items()}
+
+
+def ablation(variants: Mapping[str, str], default: str = "pyramid") -> str:
+    """A line per variant (title -> method as `ptp eval` takes it): accuracy against full tokens and against the default.
+
+    Per keep ratio: mean accuracy relative to all tokens; in brackets the difference to the default in percent of it, with
+    its 95 % interval (paired bootstrap over pictures); the share of the evidence's tokens kept.
+    """
+    rows, right = _ablation()
+    ratios = sorted({keep for _, keep in rows if 0 < keep < 1}, reverse=True)
+    lines = []
+    for title, method in variants.items():
+        line = [title, f"`{method}`"]
+        for keep in ratios:
+            text = f"{100 * rows[method, keep]['relative']:.1f} %"
+            if method != default:
+                change = (100 * (value - 1) for value in relative(right[method, keep], right[default, keep]))
+                text += " ({:+.1f} [{:+.1f}, {:+.1f}])".format(*change)
+            line.append(f"{text} {mean_evidence(rows[method, keep]):.2f}")
+        lines.append(line)
+    return _markdown(["", "`ptp eval --methods`", *(f"{100 * keep:g} % kept" for keep in ratios)], lines)

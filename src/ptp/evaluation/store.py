@@ -21,7 +21,7 @@ def read_cells(path: Path, settings: dict[str, Any]) -> list[Cell]:
         return []
     try:
         data = json.loads(path.read_text())
-        theirs, cells = data["settings"], [_unpack(cell, data["answers"]) for cell in data["cells"]]
+        theirs, cells = data["settings"], load_cells(data)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{str(path)!r} is not the file of an evaluation. Pass --force to overwrite it.") from error
     for name in settings:
@@ -31,6 +31,11 @@ def read_cells(path: Path, settings: dict[str, Any]) -> list[Cell]:
                 "Choose another --out, or pass --force to overwrite it."
             )
     return cells
+
+
+def load_cells(data: dict[str, Any]) -> list[Cell]:
+    """The cells of an evaluation's parsed file."""
+    return [_unpack(cell, data["answers"]) for cell in data["cells"]]
 
 
 def to_json(about: dict[str, Any], settings: dict[str, Any], cells: list[Cell], table: list[dict[str, Any]]) -> str:
