@@ -1,7 +1,6 @@
 """The result tables of the README and the model card, made from docs/results: `make readme` writes them, a test checks them."""
 
 import json
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +10,54 @@ from ptp.evaluation.store import load_cells
 from ptp.evaluation.summary import mean_evidence, relative
 
 RESULTS = Path(__file__).parent / "results"
+
+ABLATION = {
+    "signals": {
+        "all three (the default)": "pyramid",
+        "without the region level": "pyramid:region=global",
+        "without token saliency": "pyramid:alpha=1:region_alpha=0.25",
+        "without the instruction": "pyramid:alpha=0",
+        "region level alone": "random:region=thumbnail_attention",
+        "token saliency alone": "pyramid:alpha=0:region=global",
+        "instruction alone": "pyramid:alpha=1:region=global",
+        "none (random tokens)": "random",
+        "as published": "pyramid:alpha=0.5:region=cls_similarity:region_alpha=0",
+    },
+    "region": {
+        "thumbnail_attention (the default)": "pyramid",
+        "attention_mass": "pyramid:region=attention_mass",
+        "cls_similarity, temperature 0.1": "pyramid:region=cls_similarity:temperature=0.1",
+        "cls_similarity, temperature 0.3": "pyramid:region=cls_similarity",
+        "cls_similarity, temperature 1": "pyramid:region=cls_similarity:temperature=1",
+        "uniform": "pyramid:region=uniform",
+        "region_alpha 0": "pyramid:region_alpha=0",
+        "region_alpha 0.5": "pyramid:region_alpha=0.5",
+        "region_alpha 1": "pyramid:region_alpha=1",
+    },
+    "tokens": {
+        "alpha 0.25 (the default)": "pyramid",
+        "alpha 0.1": "pyramid:alpha=0.1",
+        "alpha 0.5": "pyramid:alpha=0.5",
+        "alpha 0.75": "pyramid:alpha=0.75",
+        "normalize tile": "pyramid:normalize=tile",
+        "vision_layer -2": "pyramid:vision_layer=-2",
+        "vision_layer -3": "pyramid:vision_layer=-3",
+        "thumbnail_keep 0": "pyramid:thumbnail_keep=0",
+        "thumbnail_keep 0.5": "pyramid:thumbnail_keep=0.5",
+        "thumbnail_keep 1": "pyramid:thumbnail_keep=1",
+    },
+    "layers": {
+        "prune_layer 2 (the default)": "pyramid",
+        "prune_layer 2, without the instruction": "pyramid:alpha=0",
+        "prune_layer 0": "pyramid:prune_layer=0",
+        "prune_layer 0, without the instruction": "pyramid:prune_layer=0:alpha=0",
+        "prune_layer 1": "pyramid:prune_layer=1",
+        "prune_layer 1, without the instruction": "pyramid:prune_layer=1:alpha=0",
+        "prune_layer 3": "pyramid:prune_layer=3",
+        "prune_layer 3, without the instruction": "pyramid:prune_layer=3:alpha=0",
+    },
+}
+"""What docs/results/ablation.md compares: title -> method, as `ptp eval` takes it."""
 
 
 def _markdown(heads: list[str], lines: list[list[str]]) -> str:
@@ -69,8 +116,8 @@ def _ablation() -> tuple[dict, dict]:
     return rows, {key: np.mean(mine, axis=0) for key, mine in right.items()}
 
 
-def ablation(variants: Mapping[str, str], default: str = "pyramid") -> str:
-    """A line per variant (title -> method as `ptp eval` takes it): accuracy against full tokens and against the default.
+def ablation(group: str, default: str = "pyramid") -> str:
+    """A line per variant of a group of `ABLATION`: accuracy against full tokens and against the default.
 
     Per keep ratio: mean accuracy relative to all tokens; in brackets the difference to the default in percent of it, with
     its 95 % interval (paired bootstrap over pictures); the share of the evidence's tokens kept.
@@ -78,7 +125,7 @@ def ablation(variants: Mapping[str, str], default: str = "pyramid") -> str:
     rows, right = _ablation()
     ratios = sorted({keep for _, keep in rows if 0 < keep < 1}, reverse=True)
     lines = []
-    for title, method in variants.items():
+    for title, method in ABLATION[group].items():
         line = [title, f"`{method}`"]
         for keep in ratios:
             text = f"{100 * rows[method, keep]['relative']:.1f} %"
@@ -88,3 +135,8 @@ def ablation(variants: Mapping[str, str], default: str = "pyramid") -> str:
             line.append(f"{text} {mean_evidence(rows[method, keep]):.2f}")
         lines.append(line)
     return _markdown(["", "`ptp eval --methods`", *(f"{100 * keep:g} % kept" for keep in ratios)], lines)
+
+
+def ablation_methods() -> str:
+    """All methods of the ablation, for the command line of `ptp eval`."""
+    return ",".join(dict.fromkeys(method for group in ABLATION.values() for method in group.values()))

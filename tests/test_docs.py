@@ -29,7 +29,8 @@ def test_the_code_runs_as_written(name, kept, capsys):
     assert f"208 -> {kept} visual tokens" in capsys.readouterr().out
 
 
-def test_readme_and_model_card_show_the_committed_results():
-    command = [sys.executable, "-m", "cogapp", "--check", "-I", "docs", "README.md", "src/ptp/tiny/weights/README.md"]
+def test_pages_show_the_committed_results():
+    pages = ["README.md", "src/ptp/tiny/weights/README.md", "docs/results/ablation.md"]
+    command = [sys.executable, "-m", "cogapp", "--check", "-I", "docs", *pages]
     check = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert check.returncode == 0, check.stdout + check.stderr + "Run make readme."

@@ -13,8 +13,8 @@ from ptp.evaluation import Cell, Examiner, batches, draw_sample, parse_contender
 from ptp.evaluation.contenders import downsampled_tiles
 from ptp.evaluation.samples import SPLITS, evidence_tokens
 from ptp.evaluation.store import read_cells, to_json
-from ptp.evaluation.summary import comma_separated, markdown, plot, relative, rows, wilson
-from ptp.tiny.drawing import TILE
+from ptp.evaluation.summary import comma_separated, markdown, overview, per_task, plot, relative, rows, wilson
+from ptp.tiny.drawing import GRIDS, TILE, tiled_as_drawn
 from ptp.tiny.tasks import TASKS
 
 
@@ -24,6 +24,14 @@ def test_a_sample_is_the_same_whatever_else_is_drawn_and_no_other_is_like_it():
     others = [draw_sample(0, "tune", 5), draw_sample(1, "report", 5), draw_sample(0, "report", 6)]
     assert all(other.examples != first.examples for other in others)
     assert set(first.examples) == set(TASKS) and len(set(SPLITS.values())) == len(SPLITS)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3])
+@pytest.mark.parametrize("grid", GRIDS)
+def test_the_processor_cuts_pictures_as_they_were_drawn_where_samples_need_it(grid, scale):
+    image = picture(0, grid).resize((scale * TILE * grid[0], scale * TILE * grid[1]))
+    tiles = processor().image_processor(image, return_tensors="pt")["pixel_values"]
+    assert (len(tiles) == grid[0] * grid[1] + 1) == tiled_as_drawn(grid, scale)
 
 
 def test_batches_hold_every_sample_once_and_one_number_of_tiles_each():
@@ -46,7 +54,7 @@ def test_evidence_tokens_equal_counting_pixels(number):
             for token in range(16 * columns * rows_):
                 tile, place = divmod(token, 16)
                 y, x = tile // columns * TILE + place // 4 * 28, tile % columns * TILE + place % 4 * 28
-                if 3 * covered[y : y + 28, x : x + 28].sum() >= min(28 * 28, covered.sum()):
+                if 4 * covered[y : y + 28, x : x + 28].sum() >= min(28 * 28, covered.sum()):
                     expected.add(token)
         assert evidence_tokens(example.evidence, sample.scene.grid, 16) == expected
 
@@ -190,7 +198,9 @@ def test_tables_and_plots_hold_every_row(tmp_path):
     tasks = ["read", "color"]
     scores = {("full", 1.0): [[True, True]] * 2, ("pyramid", 0.5): [[True, True]] * 2, ("pyramid", 0.1): [[False, True]] * 2}
     table = rows(cells_of(scores, tasks), tasks)
-    assert markdown(table, tasks).count("| pyramid |") == 4
+    assert markdown(table, tasks).count("| pyramid |") == 6
+    assert overview(table)[1][:4] == ["full", "1", "50.0 %", "100.0 % [100.0, 100.0]"]
+    assert per_task(table, tasks)[-2] == ["pyramid", "0.1", "0.500", "0.500"]
     lines = comma_separated(table, tasks).splitlines()
     assert len(lines) == 1 + len(table) and lines[0].startswith("method,keep_ratio,kept,mean")
     plot(table, tmp_path / "plot.png")

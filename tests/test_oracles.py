@@ -131,7 +131,11 @@ def scores_by_loop(model, inputs, method, grid) -> dict[str, torch.Tensor]:
         for x in range(fine):
             inside = patch[-1][(y * 8 // fine) * 8 + x * 8 // fine]
             mass[(y * rows // fine) * columns + x * columns // fine] += inside
-    region = [m / sum(mass) for m in mass]
+    tiles_relevance = [sum(relevance[16 * t : 16 * t + 16]) for t in range(tiles - 1)]
+    weight = method.alpha  # region_alpha is None
+    region = [
+        (1 - weight) * m / sum(mass) + weight * c / sum(tiles_relevance) for m, c in zip(mass, tiles_relevance, strict=True)
+    ]
 
     def scale(values):
         return [(v - min(values)) / (max(values) - min(values)) for v in values]

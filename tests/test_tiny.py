@@ -183,9 +183,11 @@ def test_the_embedded_model_is_small_and_complete():
 
 def test_a_difficulty_is_read_as_it_was_written(tmp_path):
     assert read_difficulty(tmp_path) == Difficulty(), "weights without one are asked everything"
-    easy = Difficulty(("read",), (1,), {"tags": 0, "sizes": [42]})
+    easy = Difficulty(("read", "relation"), (1,), {"tags": 0, "sizes": [42]}, {"relation": {"relations": ["above"]}})
     write_difficulty(easy, tmp_path)
     assert read_difficulty(tmp_path) == easy
     assert set(read_difficulty(WEIGHTS).tasks) <= set(TASKS)
-    scene = draw_sample(0, "tune", 0, easy).scene
+    sample = draw_sample(0, "tune", 0, easy)
+    scene = sample.scene
+    assert " above " in sample.examples["relation"].question
     assert not scene.tags and all(sign.box[2] - sign.box[0] == 42 for sign in scene.signs)

@@ -15,7 +15,7 @@ from rich.table import Table
 from ..evaluation import Cell, Examiner, batches, draw_sample, parse_contender, plan
 from ..evaluation.samples import SPLITS
 from ..evaluation.store import read_cells, to_json
-from ..evaluation.summary import columns, comma_separated, markdown, plot, rows, texts
+from ..evaluation.summary import comma_separated, markdown, overview, per_task, plot, rows
 from ..loader import load
 from ..selection import check_keep_ratio
 from ..tiny import WEIGHTS
@@ -89,13 +89,13 @@ def evaluate(
                 complete = [c for c in cells[: number + 1] if c.right]
                 _save(out, settings, complete, names)
     table = rows(cells, names)
-    view = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
-    for column in columns(names):
-        leading = column == "method"
-        view.add_column(column, justify="left" if leading else "right", no_wrap=leading)
-    for row in table:
-        view.add_row(*texts(row, names))
-    console.print(view)
+    for heads, *lines in (overview(table), per_task(table, names)):
+        view = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+        for column in heads:
+            view.add_column(column, justify="left" if column == "method" else "right")
+        for line in lines:
+            view.add_row(*line)
+        console.print(view)
     if out is not None:
         about = _save(out, settings, cells, names)
         text = titled("Accuracy of the embedded model", markdown(table, names), about)

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..pruner import Pruner
+from ..runtime import ImageTrace
 from ..tiny.tasks import Example
 from .contenders import BLANK, DOWNSAMPLE, FULL, Contender, downsampled_tiles
 from .samples import Sample, evidence_tokens
@@ -93,7 +94,7 @@ class Examiner:
                 )
             cell.seconds += time.perf_counter() - started
             texts = self.processor.batch_decode(ids[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
-            kept = [set(image.kept.tolist()) for image in trace.images] if trace else [None] * len(batch)
+            kept: list[ImageTrace | None] = list(trace.images) if trace else [None] * len(batch)
             cell.kept += trace.visual_tokens[1] if trace else self._visual_tokens(prompt)
             cell.total += self._visual_tokens(self._prompt(index, cell.task))
             for sample, text, mine in zip(batch, texts, kept, strict=True):
@@ -109,11 +110,12 @@ class Examiner:
     def _visual_tokens(self, prompt: dict[str, Tensor]) -> int:
         return int((prompt["input_ids"] == self.model.config.image_token_id).sum())
 
-    def _evidence_kept(self, sample: Sample, example: Example, kept: set[int] | None) -> float | None:
-        if not example.evidence or kept is None:
-            return None
+    def _evidence_kept(self, sample: Sample, example: Example, image: ImageTrace | None) -> float | None:
+        columns, rows = sample.scene.grid
+        if not example.evidence or image is None or len(image.sizes) != columns * rows + 1:
+            return None  # a model of other tiles than the picture was drawn for: where the evidence is, is not known
         tokens = evidence_tokens(example.evidence, sample.scene.grid, self.model.config.image_seq_length)
-        return round(len(tokens & kept) / len(tokens), 4)
+        return round(len(tokens & set(image.kept.tolist())) / len(tokens), 4)
 
     def _prompt(self, index: int, task: str, tiles: int | None = None) -> dict[str, Tensor]:
         """Token ids and mask of one question about each picture of a batch, cut into at most `tiles` tiles."""

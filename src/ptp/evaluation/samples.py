@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..tiny.difficulty import Difficulty
-from ..tiny.drawing import GRIDS, HELD_OUT_PHOTOS, TILE, Box, Scene, draw_scene
-from ..tiny.tasks import Example, ask
+from ..tiny.drawing import GRIDS, HELD_OUT_PHOTOS, TILE, Box, Scene, draw_scene, tiled_as_drawn
+from ..tiny.tasks import Example
 
 SPLITS = {"report": 1, "tune": 2}
 """Disjoint streams of pictures: numbers are reported on one, defaults chosen on the other. Training uses neither."""
@@ -31,9 +31,12 @@ def draw_sample(seed: int, split: str, number: int, difficulty: Difficulty = Dif
     rng = np.random.default_rng([SPLITS[split], seed, number])
     while True:
         grid = GRIDS[rng.integers(len(GRIDS))]
-        options = {"texture_share": TEXTURE_SHARE, "scale": int(rng.choice(difficulty.scales)), **difficulty.scene}
+        scale = int(rng.choice(difficulty.scales))
+        if not tiled_as_drawn(grid, scale):
+            scale = 1
+        options = {"texture_share": TEXTURE_SHARE, "scale": scale, **difficulty.scene}
         scene = draw_scene(rng, grid, HELD_OUT_PHOTOS, **options)
-        examples = {task: ask(rng, scene, task) for task in difficulty.tasks}
+        examples = {task: difficulty.ask(rng, scene, task) for task in difficulty.tasks}
         found = {task: example for task, example in examples.items() if example is not None}
         if len(found) == len(examples):
             return Sample(number, scene, found)
@@ -52,7 +55,7 @@ def batches(samples: Iterator[Sample]) -> list[list[Sample]]:
 
 
 def evidence_tokens(boxes: Sequence[Box], grid: tuple[int, int], tokens_per_tile: int) -> set[int]:
-    """Visual tokens of the tiles of which `boxes` cover a third, or that hold a third of a box.
+    """Visual tokens of the tiles of which `boxes` cover a quarter, or that hold a quarter of a box: every box of 28 px has one.
 
     Args:
         boxes: Each inside one tile of the unscaled canvas.
@@ -67,6 +70,6 @@ def evidence_tokens(boxes: Sequence[Box], grid: tuple[int, int], tokens_per_tile
         for place in range(tokens_per_tile):
             x, y = column * TILE + place % side * cell, row * TILE + place // side * cell
             width, height = min(right, x + cell) - max(left, x), min(bottom, y + cell) - max(top, y)
-            if width > 0 and height > 0 and width * height >= min(cell * cell, (right - left) * (bottom - top)) / 3:
+            if width > 0 and height > 0 and width * height >= min(cell * cell, (right - left) * (bottom - top)) / 4:
                 tokens.add((row * grid[0] + column) * tokens_per_tile + place)
     return tokens

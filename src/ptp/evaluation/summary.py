@@ -103,43 +103,59 @@ def mean_evidence(row: dict[str, Any]) -> float | None:
     return float(np.mean(shares)) if shares else None
 
 
-def columns(tasks: Sequence[str]) -> list[str]:
-    """Headings of `texts`."""
-    return ["method", "keep", "kept", *tasks, "mean / full", "evidence kept", "ms / answer"]
+def overview(table: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Lines of text, headings first: tokens kept, mean accuracy, evidence kept, time."""
+    lines = [["method", "keep", "kept", "mean / full", "evidence kept", "ms / answer"]]
+    for row in table:
+        low, high = row["relative_interval"]
+        evidence = mean_evidence(row)
+        lines.append(
+            [
+                *_name(row),
+                f"{100 * row['kept']:.1f} %" if row["kept"] else "",
+                f"{100 * row['relative']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]",
+                "" if evidence is None else f"{evidence:.2f}",
+                f"{1000 * row['seconds_per_answer']:.1f}" if row["seconds_per_answer"] else "",
+            ]
+        )
+    return lines
 
 
-def texts(row: dict[str, Any], tasks: Sequence[str]) -> list[str]:
-    """A row of the table, as text."""
-    low, high = row["relative_interval"]
-    evidence = mean_evidence(row)
-    return [
-        row["method"],
-        f"{row['keep_ratio']:g}" if row["keep_ratio"] else "",
-        f"{100 * row['kept']:.1f} %" if row["kept"] else "",
-        *(f"{row['accuracy'][task]:.3f}" for task in tasks),
-        f"{100 * row['relative']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]",
-        "" if evidence is None else f"{evidence:.2f}",
-        f"{1000 * row['seconds_per_answer']:.1f}" if row["seconds_per_answer"] else "",
-    ]
+def per_task(table: Sequence[dict[str, Any]], tasks: Sequence[str], name: str = "accuracy") -> list[list[str]]:
+    """Lines of text, headings first: accuracy (or "evidence", or its "interval") task by task."""
+
+    def text(value: Any) -> str:
+        return "" if value is None else f"[{value[0]:.3f}, {value[1]:.3f}]" if name == "interval" else f"{value:.3f}"
+
+    return [["method", "keep", *tasks], *([*_name(row), *(text(row[name][task]) for task in tasks)] for row in table)]
+
+
+def _name(row: dict[str, Any]) -> list[str]:
+    return [row["method"], f"{row['keep_ratio']:g}" if row["keep_ratio"] else ""]
 
 
 def markdown(table: Sequence[dict[str, Any]], tasks: Sequence[str]) -> str:
-    """The table, and under it the intervals per task, for docs/results."""
-    heads = columns(tasks)
-    lines = [heads, ["---"] * len(heads), *(texts(row, tasks) for row in table)]
-    parts = ["\n".join("| " + " | ".join(line) + " |" for line in lines)]
-    parts.append(
-        "Accuracy per task; its mean relative to full tokens with a 95 % interval (paired bootstrap over pictures); share of "
-        "the evidence's visual tokens kept (tiles only); milliseconds per answer without the vision encoder. `blank`: all "
-        "tokens of a blank picture; `majority`: always the most frequent answer.\n"
+    """All tables, for docs/results."""
+
+    def lines(cells: list[list[str]]) -> str:
+        heads, *rest = cells
+        return "\n".join("| " + " | ".join(line) + " |" for line in (heads, ["---"] * len(heads), *rest))
+
+    pruned = [row for row in table if mean_evidence(row) is not None]
+    return "\n\n".join(
+        [
+            lines(overview(table)),
+            "Mean accuracy relative to full tokens with a 95 % interval (paired bootstrap over pictures); share of the "
+            "evidence's visual tokens kept (tiles only); milliseconds per answer without the vision encoder. `blank`: all "
+            "tokens of a blank picture; `majority`: always the most frequent answer.",
+            "Accuracy per task:",
+            lines(per_task(table, tasks)),
+            "95 % Wilson intervals of the accuracies:",
+            lines(per_task(table, tasks, "interval")),
+            "Share of the evidence's visual tokens kept, per task:",
+            lines(per_task(pruned, tasks, "evidence")) + "\n",
+        ]
     )
-    heads = ["method", "keep", *tasks]
-    lines = [heads, ["---"] * len(heads)]
-    for row in table:
-        intervals = (f"[{low:.3f}, {high:.3f}]" for low, high in (row["interval"][task] for task in tasks))
-        lines.append([*texts(row, tasks)[:2], *intervals])
-    parts.append("95 % Wilson intervals of the accuracies:\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines))
-    return "\n\n".join(parts) + "\n"
 
 
 def comma_separated(table: Sequence[dict[str, Any]], tasks: Sequence[str]) -> str:

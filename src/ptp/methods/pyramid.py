@@ -1,7 +1,7 @@
 """Pyramid Token Pruning (arXiv 2509.15704): tile budgets, token saliency and instruction relevance in one selection."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,11 +18,12 @@ class PyramidPruner(Pruner):
     """Keeps what is salient in the picture and what the instruction attends to.
 
     The paper fixes the three levels, alpha = 0.5 and the maximum over instruction tokens; the other settings are our
-    reconstruction, and their defaults are what measured best (docs/results).
+    reconstruction. The defaults, alpha among them, are what measured best (docs/results/ablation.md); `published` is the
+    method as published.
 
     Attributes:
-        alpha: Weight of the instruction in [0, 1]. 0 is purely visual: the choice when many questions follow one
-            picture; 1 is purely instruction-guided.
+        alpha: Weight of the instruction in [0, 1]. 0 is purely visual and reads no text: the choice when many questions
+            follow one picture; 1 is purely instruction-guided.
         prune_layer: Tokens leave at the input of this language-model layer; the layer below scores the instruction
             (0: before the language model, scored by a probe of layer 0).
         region: Source of the tile saliency: one of `methods.regions.REGIONS`; "global" does without tile budgets, and
@@ -30,17 +31,17 @@ class PyramidPruner(Pruner):
         temperature: Softmax temperature of "cls_similarity"; attention shares are used as they are.
         thumbnail_keep: Share of the thumbnail's tokens kept, in [0, 1]; None is `keep_ratio`.
         region_alpha: Weight in [0, 1] of the share of instruction relevance that falls on a tile, beside its visual
-            saliency. Our extension; 0 is the published form.
+            saliency; None is `alpha`. Our extension; 0 is the published form.
         normalize: Min-max the two token scores over the "picture" or over each "tile".
         vision_layer: Vision layer whose attention is read; negative counts from the last.
     """
 
-    alpha: float = 0.5
+    alpha: float = 0.25
     prune_layer: int = 2
     region: str = "thumbnail_attention"
     temperature: float = 0.3
     thumbnail_keep: float | None = None
-    region_alpha: float = 0.0
+    region_alpha: float | None = None
     normalize: Literal["picture", "tile"] = "picture"
     vision_layer: int = -1  # type: ignore[assignment]
 
@@ -60,13 +61,24 @@ class PyramidPruner(Pruner):
             if not isinstance(value, int) or (name == "prune_layer" and value < 0):
                 raise ValueError(f"{name} must be a layer number, got {value!r}. Layers count from 0.")
 
+    @classmethod
+    def published(cls, **settings: Any) -> "PyramidPruner":
+        """The method as published, as far as the paper fixes it; `settings` say the rest (keep_ratio, prune_layer, ...)."""
+        return cls(**{"alpha": 0.5, "region": "cls_similarity", "region_alpha": 0.0, **settings})
+
     @property
     def stages(self) -> tuple[Stage, ...]:
         return (Stage(self.prune_layer, self.keep_ratio),)
 
     @property
     def uses_instruction(self) -> bool:
-        return self.alpha > 0 or self.region_alpha > 0
+        return self.alpha > 0 or self._weight_in_budgets > 0
+
+    @property
+    def _weight_in_budgets(self) -> float:
+        if self.region == GLOBAL:
+            return 0.0
+        return self.alpha if self.region_alpha is None else self.region_alpha
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         token = picture.attention.flatten()
@@ -96,8 +108,8 @@ class PyramidPruner(Pruner):
 
     def region_shares(self, picture: Picture) -> Tensor:
         """Weights (T - 1,) of the tiles without the thumbnail, summing to 1; (1,) for a single tile."""
-        shares = region_shares(picture, self.region, self.temperature)
-        if self.region_alpha > 0 and picture.relevance is not None and len(picture.sizes) > 1:
+        shares, weight = region_shares(picture, self.region, self.temperature), self._weight_in_budgets
+        if weight > 0 and picture.relevance is not None and len(picture.sizes) > 1:
             relevance = torch.stack([part.sum() for part in picture.relevance.split(picture.sizes)[:-1]])
-            shares = (1 - self.region_alpha) * shares + self.region_alpha * scoring.region_weights(relevance, None)
+            shares = (1 - weight) * shares + weight * scoring.region_weights(relevance, None)
         return shares

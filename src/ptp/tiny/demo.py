@@ -13,7 +13,7 @@ from PIL import Image
 from . import WEIGHTS
 from .difficulty import read_difficulty
 from .drawing import HELD_OUT_PHOTOS, draw_scene
-from .tasks import Example, ask
+from .tasks import Example
 
 SEED = 2509_15704
 SCALE = 3
@@ -44,7 +44,7 @@ def draw(directory: Path) -> None:
         while None in examples:
             options = {"texture_share": 0.0, "clustered": 0.0, "scale": SCALE, **difficulty.scene}
             scene = draw_scene(rng, grid, (photo,), **options)
-            examples = [ask(rng, scene, task) for task in tasks]
+            examples = [difficulty.ask(rng, scene, task) for task in tasks]
         scene.image.save(directory / name, quality=85, optimize=True)
         questions += [DemoQuestion(name, example.question, example.answer) for example in examples if example]
     text = json.dumps([asdict(question) for question in questions], indent=2)

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .drawing import SCALES
-from .tasks import TASKS
+import numpy as np
+
+from .drawing import SCALES, Scene
+from .tasks import TASKS, Example, ask
 
 NAME = "difficulty.json"
 
@@ -20,11 +22,17 @@ class Difficulty:
         tasks: Tasks it has learned.
         scales: Scales its pictures are drawn at.
         scene: Keyword arguments of `draw_scene` that differ from their defaults.
+        questions: Keyword arguments of tasks that differ from their defaults, by task.
     """
 
     tasks: tuple[str, ...] = tuple(TASKS)
     scales: tuple[int, ...] = SCALES
     scene: dict[str, Any] = field(default_factory=dict)
+    questions: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def ask(self, rng: np.random.Generator, scene: Scene, task: str) -> Example | None:
+        """A question of `task` as hard as it may be, or None where the scene does not allow one."""
+        return ask(rng, scene, task, **self.questions.get(task, {}))
 
 
 def read_difficulty(directory: Path) -> Difficulty:
@@ -33,7 +41,7 @@ def read_difficulty(directory: Path) -> Difficulty:
     if not path.exists():
         return Difficulty()
     data = json.loads(path.read_text())
-    return Difficulty(tuple(data["tasks"]), tuple(data["scales"]), data["scene"])
+    return Difficulty(tuple(data["tasks"]), tuple(data["scales"]), data["scene"], data["questions"])
 
 
 def write_difficulty(difficulty: Difficulty, directory: Path) -> None:

@@ -48,6 +48,16 @@ GRIDS = ((3, 1), (1, 3), (2, 2), (3, 2), (2, 3), (4, 2), (2, 4), (3, 3), (5, 2),
 """Tile grids (columns, rows) of 3 to 12 tiles that pictures are drawn on."""
 
 
+def tiled_as_drawn(grid: tuple[int, int], scale: int) -> bool:
+    """Whether the processor cuts a picture into the grid it was drawn on.
+
+    It takes the grid of best aspect ratio, and of several the largest that the picture's pixels half fill: drawn at twice
+    the size, 2 x 2 tiles become 3 x 3.
+    """
+    columns, rows = grid
+    return scale == 1 or all(c * rows != r * columns or c * r <= columns * rows for c, r in GRIDS)
+
+
 @dataclass(frozen=True)
 class Sign:
     """One sign (or tag): what it looks like and where it is."""

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from .drawing import COLORS, LABELS, SHAPES, TAG, TAG_COLORS, TILE
-from .tasks import RELATIONS, every_question
+from .tasks import WORDS, every_question
 
 PATCH = 14
 TOKENS_PER_TILE = (TILE // PATCH // 2) ** 2
@@ -41,7 +41,7 @@ CHAT_TEMPLATE = """\
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """Byte-level BPE trained on the task vocabulary: any text can be encoded, task words are one token each."""
-    words = [*COLORS, *TAG_COLORS, *SHAPES, TAG, "table", "yes", "no", *LABELS, *" ".join(RELATIONS).split()]
+    words = [*COLORS, *TAG_COLORS, *SHAPES, TAG, "table", "yes", "no", *LABELS, *" ".join(WORDS["relation"]).split()]
     corpus = [*words, *(f" {word}" for word in words)] * 1000
     corpus += every_question()
     corpus += ["user\n", "assistant\n", "system\n"] * 50

@@ -5,14 +5,15 @@ They mirror what public benchmarks ask: `read` TextVQA; `color` and `shape` GQA;
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .drawing import COLORS, LABELS, LETTERS, SHAPES, TAG_COLORS, Box, Scene, Sign, tile_of
 
-RELATIONS = ("left of", "right of", "above", "below")
+RELATIONS = ("left of", "above")
 
 QUESTIONS: dict[str, tuple[str, ...]] = {
     "read": ("What is on the {color} {shape}?", "What is written on the {color} {shape}?", "Read the {color} {shape}."),
@@ -32,10 +33,10 @@ WORDS: dict[str, tuple[str, ...]] = {
     "label": LABELS,
     "other": LABELS,
     "key": LETTERS,
-    "relation": RELATIONS,
+    "relation": ("left of", "right of", "above", "below"),
     "tag": tuple(TAG_COLORS),
 }
-"""What may stand in each gap of a question."""
+"""What may stand in each gap of a question (the tokenizer knows more relations than are asked)."""
 
 
 @dataclass(frozen=True)
@@ -106,23 +107,21 @@ def count(rng: np.random.Generator, scene: Scene) -> Filled | None:
     return {"color": name}, str(len(boxes[name])), boxes[name]
 
 
-def relation(rng: np.random.Generator, scene: Scene) -> Filled | None:
-    """Say whether one of two signs of the same tile is left of, right of, above or below the other."""
+def relation(rng: np.random.Generator, scene: Scene, relations: Sequence[str] = RELATIONS) -> Filled | None:
+    """Say whether one of two signs of the same tile is left of, or above, the other."""
     columns = scene.grid[0]
     pairs = [
         (a, b, axis)
         for a, b in itertools.permutations(scene.signs, 2)
-        for axis in (0, 1)
+        for axis in map(RELATIONS.index, relations)
         if tile_of(a.box, columns) == tile_of(b.box, columns)
         and (a.box[2 + axis] <= b.box[axis] or b.box[2 + axis] <= a.box[axis])
     ]
     if not pairs:
         return None
     a, b, axis = pairs[rng.integers(len(pairs))]
-    first = int(rng.integers(2))
-    before = a.box[axis] < b.box[axis]
-    filled = {"label": a.label, "other": b.label, "relation": RELATIONS[2 * axis + first]}
-    return filled, "yes" if before == (first == 0) else "no", (a.box, b.box)
+    filled = {"label": a.label, "other": b.label, "relation": RELATIONS[axis]}
+    return filled, "yes" if a.box[axis] < b.box[axis] else "no", (a.box, b.box)
 
 
 def table(rng: np.random.Generator, scene: Scene) -> Filled | None:
@@ -142,13 +141,16 @@ def tiny_text(rng: np.random.Generator, scene: Scene) -> Filled | None:
     return {"tag": tag.color}, tag.label, (tag.box,)
 
 
-TASKS: dict[str, Callable[[np.random.Generator, Scene], Filled | None]] = {
+TASKS: dict[str, Callable[..., Filled | None]] = {
     task.__name__: task for task in (read, color, shape, exists, count, relation, table, tiny_text)
 }
 
 
-def ask(rng: np.random.Generator, scene: Scene, task: str) -> Example | None:
+def ask(rng: np.random.Generator, scene: Scene, task: str, **settings: Any) -> Example | None:
     """One random question of `task` about `scene`, or None where the scene does not allow one.
+
+    Args:
+        settings: Keyword arguments of the task, which make it easier.
 
     Raises:
         ValueError: `task` is unknown.
@@ -156,7 +158,7 @@ def ask(rng: np.random.Generator, scene: Scene, task: str) -> Example | None:
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}. Choose one of these.")
     template = QUESTIONS[task][rng.integers(len(QUESTIONS[task]))]
-    filled = TASKS[task](rng, scene)
+    filled = TASKS[task](rng, scene, **settings)
     return filled and Example(task, template.format(**filled[0]), filled[1], filled[2])
 
 

@@ -27,9 +27,10 @@ from .difficulty import Difficulty, write_difficulty
 from .drawing import LABELS, TILE
 from .lessons import BLOCK, CELLS, NAMES, QUESTIONS, THINGS, Batch, draw_batch, encode, phase_at
 from .model import PATCH, TOKENS_PER_TILE, build_config, build_model, build_tokenizer, save
-from .tasks import TASKS
 
 CHECKPOINT_EVERY = 250
+LEARNED = Difficulty(questions={"relation": {"relations": ["left of"]}})
+"""What comes out has learned all tasks, but of the relations only this one: at the end, "above" is still at chance."""
 
 
 class SeeHeads(nn.Module):
@@ -136,22 +137,25 @@ def forward(
         return see + align + place, {"see": see.item(), "align": align.item(), "place": place.item()}
     loss, right = answer_loss(model, tokenizer, batch, visual)
     log = {"answer": loss.item()}
-    for task in TASKS:
+    for task in sorted({name for names in batch.tasks for name in names}):
         mine = torch.tensor([[name == task for name in names] for names in batch.tasks], device=right.device)
-        if mine.any():
-            log[task] = right[mine].float().mean().item()
+        log[task] = right[mine].float().mean().item()
     return loss, log
 
 
 def learning_rate(step: int, steps: int, answering_from: int, peak: float) -> float:
-    """Warm-up and cosine decay over the whole run, with a second warm-up when the language model joins."""
+    """Warm-up and cosine decay, with a second warm-up when the language model joins; where the cosine has become too small to
+    learn what comes last (relations), half the peak again, and a straight line down."""
+    done, restart = step / steps, 11 / 14
+    if done >= restart:
+        return peak * min(0.5, 0.14 + 0.5 * (step - restart * steps) / 100, 0.02 + 5 * (1 - done))
     since = step - answering_from if step >= answering_from else step
-    return peak * min(1.0, (since + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+    return peak * min(1.0, (since + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def train(
     out: Annotated[Path, typer.Option(help="Checkpoints, log.jsonl and the finished model go here.")],
-    steps: Annotated[int, typer.Option(help="Optimizer steps in all.")] = 8_000,
+    steps: Annotated[int, typer.Option(help="Optimizer steps in all.")] = 14_000,
     tiles_per_batch: Annotated[int, typer.Option(help="Tiles (thumbnails included) per step.")] = 52,
     peak: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Seeds weights and pictures.")] = 1,
@@ -217,7 +221,7 @@ def train(
             if step % CHECKPOINT_EVERY == 0 or step == steps:
                 write_checkpoint()
     save(model, tokenizer, out / "model")
-    write_difficulty(Difficulty(), out / "model")
+    write_difficulty(LEARNED, out / "model")
 
 
 if __name__ == "__main__":
