@@ -107,8 +107,8 @@ def prefill() -> str:
 
 @cache
 def _ablation() -> tuple[dict, dict]:
-    """Rows and per-picture shares of right answers of docs/results/ablation.json, by method and keep ratio."""
-    data = json.loads((RESULTS / "ablation.json").read_text())
+    """Rows and per-picture shares of right answers of docs/results/ablation_full.json, by method and keep ratio."""
+    data = json.loads((RESULTS / "ablation_full.json").read_text())
     right: dict[tuple[str, float], list[list[bool]]] = {}
     for cell in load_cells(data):
         right.setdefault((cell.method, cell.keep_ratio), []).append(cell.right)
