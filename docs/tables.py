@@ -11,7 +11,7 @@ from ptp.evaluation.summary import mean_evidence, relative
 
 RESULTS = Path(__file__).parent / "results"
 
-ABLATION = {
+ABLATION: dict[str, dict[str, str | tuple[str, str]]] = {
     "signals": {
         "all three (the default)": "pyramid",
         "without the region level": "pyramid:region=global",
@@ -50,14 +50,14 @@ ABLATION = {
         "prune_layer 2 (the default)": "pyramid",
         "prune_layer 2, without the instruction": "pyramid:alpha=0",
         "prune_layer 0": "pyramid:prune_layer=0",
-        "prune_layer 0, without the instruction": "pyramid:prune_layer=0:alpha=0",
+        "prune_layer 0, without the instruction": ("pyramid:prune_layer=0:alpha=0", "pyramid:prune_layer=0"),
         "prune_layer 1": "pyramid:prune_layer=1",
-        "prune_layer 1, without the instruction": "pyramid:prune_layer=1:alpha=0",
+        "prune_layer 1, without the instruction": ("pyramid:prune_layer=1:alpha=0", "pyramid:prune_layer=1"),
         "prune_layer 3": "pyramid:prune_layer=3",
-        "prune_layer 3, without the instruction": "pyramid:prune_layer=3:alpha=0",
+        "prune_layer 3, without the instruction": ("pyramid:prune_layer=3:alpha=0", "pyramid:prune_layer=3"),
     },
 }
-"""What docs/results/ablation.md compares: title -> method, as `ptp eval` takes it."""
+"""What docs/results/ablation.md compares: title -> method, as `ptp eval` takes it (and what to compare it with)."""
 
 
 def _markdown(heads: list[str], lines: list[list[str]]) -> str:
@@ -116,7 +116,7 @@ def _ablation() -> tuple[dict, dict]:
     return rows, {key: np.mean(mine, axis=0) for key, mine in right.items()}
 
 
-def ablation(group: str, default: str = "pyramid") -> str:
+def ablation(group: str) -> str:
     """A line per variant of a group of `ABLATION`: accuracy against full tokens and against the default.
 
     Per keep ratio: mean accuracy relative to all tokens; in brackets the difference to the default in percent of it, with
@@ -125,18 +125,23 @@ def ablation(group: str, default: str = "pyramid") -> str:
     rows, right = _ablation()
     ratios = sorted({keep for _, keep in rows if 0 < keep < 1}, reverse=True)
     lines = []
-    for title, method in ABLATION[group].items():
+    for title, (method, base) in _pairs(group).items():
         line = [title, f"`{method}`"]
         for keep in ratios:
             text = f"{100 * rows[method, keep]['relative']:.1f} %"
-            if method != default:
-                change = (100 * (value - 1) for value in relative(right[method, keep], right[default, keep]))
+            if method != base:
+                change = (100 * (value - 1) for value in relative(right[method, keep], right[base, keep]))
                 text += " ({:+.1f} [{:+.1f}, {:+.1f}])".format(*change)
-            line.append(f"{text} {mean_evidence(rows[method, keep]):.2f}")
+            line.append(f"{text}, {mean_evidence(rows[method, keep]):.2f}")
         lines.append(line)
     return _markdown(["", "`ptp eval --methods`", *(f"{100 * keep:g} % kept" for keep in ratios)], lines)
 
 
 def ablation_methods() -> str:
     """All methods of the ablation, for the command line of `ptp eval`."""
-    return ",".join(dict.fromkeys(method for group in ABLATION.values() for method in group.values()))
+    return ",".join(dict.fromkeys(method for group in ABLATION for method, _ in _pairs(group).values()))
+
+
+def _pairs(group: str) -> dict[str, tuple[str, str]]:
+    """Title -> method and what it is compared with."""
+    return {title: (entry, "pyramid") if isinstance(entry, str) else entry for title, entry in ABLATION[group].items()}
