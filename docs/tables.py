@@ -137,9 +137,11 @@ def ablation(group: str) -> str:
     return _markdown(["", "`ptp eval --methods`", *(f"{100 * keep:g} % kept" for keep in ratios)], lines)
 
 
-def ablation_methods() -> str:
-    """All methods of the ablation, for the command line of `ptp eval`."""
-    return ",".join(dict.fromkeys(method for group in ABLATION for method, _ in _pairs(group).values()))
+def ablation_command() -> str:
+    """The command that measures the ablation."""
+    methods = ",".join(dict.fromkeys(method for group in ABLATION for method, _ in _pairs(group).values()))
+    settings = "--split tune --samples 200 --keep 0.5,0.25,0.1 --out docs/results/ablation_full.json"
+    return f"```\n.venv/bin/ptp eval {settings} \\\n    --methods {methods}\n```"
 
 
 def _pairs(group: str) -> dict[str, tuple[str, str]]:
