@@ -53,8 +53,7 @@ def test_two_stages_equal_two_masks(model):
     """A method with two stages drops twice; tokens of stage one stay visible below its layer only."""
 
     class TwoStages(ptp.PyramidPruner):
-        @property
-        def stages(self):
+        def stages(self, layers):
             return (ptp.Stage(1, 0.6), ptp.Stage(3, 0.2))
 
         def select(self, picture, stage):

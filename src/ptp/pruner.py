@@ -4,8 +4,9 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from .adapters import adapter_for
@@ -46,20 +47,37 @@ class Pruner:
     def __post_init__(self) -> None:
         check_keep_ratio(self.keep_ratio)
 
-    @property
-    def stages(self) -> tuple[Stage, ...]:
-        """Where tokens leave, in layer order."""
+    def stages(self, layers: int) -> tuple[Stage, ...]:
+        """Where tokens leave, in layer order, in a language model of `layers` layers."""
         return (Stage(0, self.keep_ratio),)
 
     @property
-    def vision_layer(self) -> int | None:
-        """Vision layer whose attention `select` reads; None reads no vision signals."""
+    def vision_layers(self) -> tuple[int, ...]:
+        """Vision layers whose attention `select` reads (negative counts from the last); `picture.saliency` has them."""
+        return ()
+
+    @property
+    def text_rows(self) -> Literal["instruction", "last"] | None:
+        """Text tokens whose attention is `picture.relevance`: the instruction, or the prompt's last token."""
         return None
 
     @property
-    def uses_instruction(self) -> bool:
-        """Whether `select` reads `picture.relevance`."""
-        return False
+    def text_reduce(self) -> Literal["max", "mean"]:
+        """How `picture.relevance` combines them."""
+        return "max"
+
+    def average_keep(self, layers: int) -> float:
+        """Share of the visual tokens that a language model of `layers` layers works on, averaged over its layers."""
+        ratios = {stage.layer: stage.keep_ratio for stage in self.stages(layers)}
+        alive, total = 1.0, 0.0
+        for layer in range(layers):
+            alive = ratios.get(layer, alive)
+            total += alive
+        return total / layers
+
+    def raters(self, picture: Picture) -> Tensor | None:
+        """(R,) bool, those of the text tokens (`picture.text_states`) whose attention counts; None is all of them."""
+        return None
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         """Choose the tokens of one picture that stay: a subset of `picture.alive`, `total_budget` of them."""
@@ -114,7 +132,7 @@ def attach(model: PreTrainedModel, pruner: Pruner, processor: Any | None = None)
     adapter = adapter_for(model)
     layers = len(adapter.layers)
     previous = -1
-    for stage in pruner.stages:
+    for stage in pruner.stages(layers):
         if not 0 <= stage.layer < layers:
             raise ValueError(
                 f"prune_layer must be in [0, {layers - 1}] (the model has {layers} layers), got {stage.layer}. "
@@ -123,13 +141,11 @@ def attach(model: PreTrainedModel, pruner: Pruner, processor: Any | None = None)
         if stage.layer <= previous:
             raise ValueError(f"Stages must be at increasing layers, got layer {stage.layer} after {previous}. Reorder them.")
         previous = stage.layer
-    if pruner.vision_layer is not None:
-        depth = model.config.vision_config.num_hidden_layers
-        if not -depth <= pruner.vision_layer < depth:
-            raise ValueError(
-                f"vision_layer must be in [-{depth}, {depth - 1}] for this model, got {pruner.vision_layer}. -1 is the last."
-            )
-    markers = find_markers(model, processor) if pruner.uses_instruction else None
+    depth = adapter.vision_depth
+    for layer in pruner.vision_layers:
+        if not -depth <= layer < depth:
+            raise ValueError(f"vision_layer must be in [-{depth}, {depth - 1}] for this model, got {layer}. -1 is the last.")
+    markers = find_markers(model, processor) if pruner.text_rows == "instruction" else None
     engine = Engine(model, adapter, pruner, markers)
     try:
         engine.attach()

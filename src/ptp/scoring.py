@@ -4,6 +4,8 @@ Shape letters: B batch, S sequence, T tiles, P patches per tile, n visual tokens
 D head width, R instruction tokens.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -142,9 +144,15 @@ def region_weights(saliency: Tensor, temperature: float | None) -> Tensor:
 
 
 def instruction_relevance(
-    queries: Tensor, keys: Tensor, rows: Tensor, row_valid: Tensor, key_valid: Tensor, scale: float
+    queries: Tensor,
+    keys: Tensor,
+    rows: Tensor,
+    row_valid: Tensor,
+    key_valid: Tensor,
+    scale: float,
+    reduce: Literal["max", "mean"] = "max",
 ) -> Tensor:
-    """Score each key by the strongest attention any instruction token pays it, attention averaged over heads.
+    """Score each key by the strongest (or mean) attention that the instruction tokens pay it, averaged over heads.
 
     Args:
         queries: (B, H, R, D) of the instruction tokens, rotary positions applied.
@@ -153,6 +161,7 @@ def instruction_relevance(
         row_valid: (B, R) bool; False marks padding of `rows`.
         key_valid: (B, S) bool; False marks padding of the sequence.
         scale: Factor on the dot products.
+        reduce: Over the instruction tokens.
 
     Returns:
         (B, S) float32 in [0, 1]; zero for a batch row without instruction tokens.
@@ -169,8 +178,8 @@ def instruction_relevance(
         visible = (order <= rows[:, chunk, None]) & key_valid[:, None]  # (B, r, S)
         logits = (q @ k.mT * scale).masked_fill(~visible[:, None, None], torch.finfo(torch.float32).min)
         weights = logits.softmax(dim=-1).mean(dim=(1, 2)) * (visible & row_valid[:, chunk, None])
-        best = torch.maximum(best, weights.amax(dim=1))
-    return best
+        best = torch.maximum(best, weights.amax(dim=1)) if reduce == "max" else best + weights.sum(dim=1)
+    return best if reduce == "max" else best / row_valid.sum(dim=1, keepdim=True).clamp_min(1)
 
 
 def minmax(scores: Tensor) -> Tensor:

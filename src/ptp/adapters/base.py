@@ -47,6 +47,7 @@ class Adapter(ABC):
         vision: Module whose output becomes `mm_encoder_outputs["image"]`.
         language: Module that receives `inputs_embeds`, `attention_mask`, `position_ids`.
         layers: The language model's decoder layers.
+        vision_depth: Layers of the vision encoder.
         has_cls: Whether index 0 of a vision sequence is [CLS].
 
     The modules are typed Any because families reach into submodules that nn.Module does not declare.
@@ -58,6 +59,7 @@ class Adapter(ABC):
     vision: Any
     language: Any
     layers: Any
+    vision_depth: int
     has_cls: bool
 
     @abstractmethod

@@ -36,6 +36,7 @@ class InternVLAdapter(Adapter):
         self.config = model.config
         self.core = model.model
         self.vision = model.model.vision_tower
+        self.vision_depth = len(self.vision.encoder.layer)
         self.language = model.model.language_model
         self.layers = self.language.layers
         self.factor = round(1 / model.config.downsample_ratio)

@@ -28,6 +28,7 @@ class Cell:
         answers: The right answers.
         evidence: Share of the evidence's visual tokens kept (tiles only); None where there is no evidence.
         kept, total: Visual tokens after and before, summed.
+        average: Visual tokens averaged over the language model's layers, summed.
         seconds: Time it took, encoding of the pictures not counted.
     """
 
@@ -38,6 +39,7 @@ class Cell:
     answers: list[str] = field(default_factory=list)
     evidence: list[float | None] = field(default_factory=list)
     kept: int = 0
+    average: float = 0.0
     total: int = 0
     seconds: float = 0.0
 
@@ -53,6 +55,17 @@ def plan(contenders: Sequence[Contender], keep_ratios: Sequence[float], tasks: S
     return [Cell(task, name, keep) for name, keep in columns for task in tasks]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Reader(Pruner):
+    """Reads the vision layers of all contenders while a picture is encoded; it prunes nothing."""
+
+    layers: tuple[int, ...]
+
+    @property
+    def vision_layers(self) -> tuple[int, ...]:
+        return self.layers
+
+
 class Examiner:
     """Asks one model about batches of samples. Each picture is encoded once, however much is asked about it.
 
@@ -65,20 +78,27 @@ class Examiner:
     ) -> None:
         self.model, self.processor, self.batches = model, processor, batches
         pruners = [contender.pruner(0.5) for contender in contenders if contender.method != DOWNSAMPLE]
-        # Methods that read no vision layer take what was encoded for those that do.
-        self._readers = {pruner.vision_layer: pruner for pruner in sorted(pruners, key=lambda p: p.vision_layer is None)}
+        self._reader = _Reader(layers=tuple({layer for pruner in pruners for layer in pruner.vision_layers}))
         self._encoded: dict[Any, Any] = {}
         self._prompts: dict[Any, dict[str, Tensor]] = {}
 
     @torch.inference_mode()
-    def fill(self, cell: Cell, contender: Contender | None, advance: Callable[[int], None] = lambda count: None) -> None:
+    def fill(
+        self,
+        cell: Cell,
+        contender: Contender | None,
+        advance: Callable[[int], None] = lambda count: None,
+        ratio: float | None = None,
+    ) -> None:
         """Ask every question of a cell.
 
         Args:
             contender: None for the baselines "full" and "blank".
             advance: Called with the number of pictures after each batch.
+            ratio: What the pruner is told to keep; None is the cell's own ratio.
         """
-        pruner = contender.pruner(cell.keep_ratio) if contender and contender.method != DOWNSAMPLE else None
+        told = cell.keep_ratio if ratio is None else ratio
+        pruner = contender.pruner(told) if contender and contender.method != DOWNSAMPLE else None
         results: dict[int, tuple[bool, str, float | None]] = {}
         for index, batch in enumerate(self.batches):
             tiles = None
@@ -86,7 +106,7 @@ class Examiner:
                 columns, rows = batch[0].scene.grid
                 tiles = downsampled_tiles(cell.keep_ratio, columns * rows, self.model.config.image_seq_length)
             prompt = self._prompt(index, cell.task, tiles)
-            encoded = self._encode(index, pruner, tiles, cell.method == BLANK)
+            encoded = self._encode(index, tiles, cell.method == BLANK)
             started = time.perf_counter()
             with pruner(self.model, self.processor) if pruner else contextlib.nullcontext() as trace:
                 ids = self.model.generate(
@@ -96,6 +116,7 @@ class Examiner:
             texts = self.processor.batch_decode(ids[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
             kept: list[ImageTrace | None] = list(trace.images) if trace else [None] * len(batch)
             cell.kept += trace.visual_tokens[1] if trace else self._visual_tokens(prompt)
+            cell.average += trace.average_tokens if trace else self._visual_tokens(prompt)
             cell.total += self._visual_tokens(self._prompt(index, cell.task))
             for sample, text, mine in zip(batch, texts, kept, strict=True):
                 example = sample.examples[cell.task]
@@ -142,20 +163,16 @@ class Examiner:
             self._prompts[index, task, tiles] = {name: inputs[name].to(self.model.device) for name in names}
         return self._prompts[index, task, tiles]
 
-    def _encode(self, index: int, pruner: Pruner | None, tiles: int | None, blank: bool) -> Any:
-        """What the vision encoder makes of a batch: with the signals of `pruner`, of fewer tiles, or of nothing."""
-        layer = pruner.vision_layer if pruner else None
-        if layer is None:
-            layer = next(iter(self._readers), None)
-        key = (index, layer, tiles, blank)
+    def _encode(self, index: int, tiles: int | None, blank: bool) -> Any:
+        """What the vision encoder makes of a batch, with the signals of all methods; of fewer tiles, or of nothing."""
+        key = (index, tiles, blank)
         if key not in self._encoded:
             pictures = [sample.scene.image for sample in self.batches[index]]
             if blank:
                 pictures = [Image.new("RGB", picture.size, (128, 128, 128)) for picture in pictures]
             options = {} if tiles is None else {"max_patches": tiles}
             pixels = self.processor.image_processor(pictures, return_tensors="pt", **options)["pixel_values"]
-            reader = self._readers.get(layer)
-            with reader(self.model, self.processor) if reader else contextlib.nullcontext():
+            with self._reader(self.model, self.processor):
                 encoded = self.model.get_image_features(pixels.to(self.model.device, self.model.dtype), return_dict=True)
             encoded.last_hidden_state = None  # only the projected tokens and the signals are used again
             self._encoded[key] = encoded

@@ -43,7 +43,7 @@ class PyramidPruner(Pruner):
     thumbnail_keep: float | None = None
     region_alpha: float | None = None
     normalize: Literal["picture", "tile"] = "picture"
-    vision_layer: int = -1  # type: ignore[assignment]
+    vision_layer: int = -1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,13 +66,16 @@ class PyramidPruner(Pruner):
         """The method as published, as far as the paper fixes it; `settings` say the rest (keep_ratio, prune_layer, ...)."""
         return cls(**{"alpha": 0.5, "region": "cls_similarity", "region_alpha": 0.0, **settings})
 
-    @property
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self, layers: int) -> tuple[Stage, ...]:
         return (Stage(self.prune_layer, self.keep_ratio),)
 
     @property
-    def uses_instruction(self) -> bool:
-        return self.alpha > 0 or self._weight_in_budgets > 0
+    def vision_layers(self) -> tuple[int, ...]:
+        return (self.vision_layer,)
+
+    @property
+    def text_rows(self) -> Literal["instruction", "last"] | None:
+        return "instruction" if self.alpha > 0 or self._weight_in_budgets > 0 else None
 
     @property
     def _weight_in_budgets(self) -> float:
@@ -82,7 +85,7 @@ class PyramidPruner(Pruner):
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         token = picture.attention.flatten()
-        instruction = picture.relevance if picture.relevance is not None else torch.zeros_like(token)
+        instruction = torch.zeros_like(token) if self.text_rows is None else picture.relevance
         if self.normalize == "tile":
             parts = zip(token.split(picture.sizes), instruction.split(picture.sizes), strict=True)
             fused = torch.cat([scoring.fuse(a, c, self.alpha) for a, c in parts])
@@ -109,7 +112,7 @@ class PyramidPruner(Pruner):
     def region_shares(self, picture: Picture) -> Tensor:
         """Weights (T - 1,) of the tiles without the thumbnail, summing to 1; (1,) for a single tile."""
         shares, weight = region_shares(picture, self.region, self.temperature), self._weight_in_budgets
-        if weight > 0 and picture.relevance is not None and len(picture.sizes) > 1:
+        if weight > 0 and len(picture.sizes) > 1:
             relevance = torch.stack([part.sum() for part in picture.relevance.split(picture.sizes)[:-1]])
             shares = (1 - weight) * shares + weight * scoring.region_weights(relevance, None)
         return shares

@@ -31,11 +31,10 @@ class RandomPruner(Pruner):
             check_region(self.region)
 
     @property
-    def vision_layer(self) -> int | None:
-        return None if self.region is None else -1
+    def vision_layers(self) -> tuple[int, ...]:
+        return () if self.region is None else (-1,)
 
-    @property
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self, layers: int) -> tuple[Stage, ...]:
         return (Stage(self.prune_layer, self.keep_ratio),)
 
     def select(self, picture: Picture, stage: Stage) -> Selection:

@@ -43,3 +43,21 @@ def take(states: Tensor, index: Tensor, dim: int) -> Tensor:
     size = list(states.shape)
     size[dim] = index.shape[1]
     return states.gather(dim, index.to(states.device).view(shape).expand(size))
+
+
+def merge(states: Tensor, row: int, own: Tensor, group: Tensor, target: Tensor, kept: Tensor) -> Tensor:
+    """Replace the states of kept tokens by the means of those that go into them; returns new states.
+
+    Args:
+        states: (B, S, D). row: The batch row.
+        own: (N',) slots of the picture's tokens.
+        group: (N',) the kept token (one of `kept`) that each goes into, -1 for none.
+        target: (K,) slots of the kept tokens. kept: (K,) their ascending numbers.
+    """
+    states, group, kept = states.clone(), group.to(states.device), kept.to(states.device)
+    place = torch.searchsorted(kept, group.clamp_min(0)).where(group >= 0, len(kept))
+    sums = states.new_zeros(len(kept) + 1, states.shape[-1], dtype=torch.float32)
+    sums.index_add_(0, place, states[row, own].float())
+    counts = torch.bincount(place, minlength=len(kept) + 1).clamp_min(1)
+    states[row, target] = (sums / counts[:, None])[:-1].to(states.dtype)
+    return states

@@ -6,8 +6,8 @@ later layer gets the short mask and positions. Nothing but hooks is put on the m
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,52 +15,15 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 
-from .. import scoring
-from ..adapters import Adapter, Span
+from ..adapters import Adapter
 from ..adapters.instruction import TurnMarkers, pad_rows
 from ..selection import Selection
 from .cache import RECORD, Record, cache_bytes, check_cache, compact_cache, continue_from
-from .compaction import Slots, compact, take
-from .picture import Picture
+from .call import Call, Method, StageLike
+from .compaction import Slots, compact, merge, take
+from .text import TextReader
 from .trace import ImageTrace, Trace
 from .vision import VisionReader
-
-
-class StageLike(Protocol):
-    """A stage, as far as the runtime cares."""
-
-    @property
-    def layer(self) -> int: ...
-
-
-class Method(Protocol):
-    """A pruning method, as far as the runtime cares."""
-
-    @property
-    def stages(self) -> tuple[StageLike, ...]: ...
-    @property
-    def vision_layer(self) -> int | None: ...
-    @property
-    def uses_instruction(self) -> bool: ...
-    def select(self, picture: Picture, stage: Any) -> Selection: ...
-
-
-@dataclass
-class Call:
-    """State of one prefill on its way through the layers."""
-
-    input_ids: Tensor
-    spans: list[Span]
-    encoded: Any  # the encoder's output the caller passed, None if it is made in this call
-    instruction: Tensor  # (B, R) positions of the instruction tokens in the unpruned sequence
-    instruction_valid: Tensor  # (B, R)
-    padding: Tensor = field(init=False)  # (B, S) bool, True = token
-    position_ids: Tensor = field(init=False)  # (B, S)
-    slots: Slots = field(init=False)  # of the current sequence, in the unpruned one
-    pictures: list[Picture] = field(default_factory=list)
-    queries: Tensor | None = None  # instruction rows of the layer below the next stage
-    keys: Tensor | None = None
-    short: dict[str, Any] | None = None  # what later layers get instead of the full-length arguments
 
 
 class Engine:
@@ -71,27 +34,25 @@ class Engine:
         self.trace = Trace()
         self.call: Call | None = None
         self.record: Record | None = None  # of the cache this call decodes from
-        self.vision = VisionReader(adapter, method.vision_layer)
+        self.stages = method.stages(len(adapter.layers))
+        self.vision = VisionReader(adapter, method.vision_layers)
+        self.text = TextReader(adapter, method)
         self.handles: list[RemovableHandle] = []
 
     def attach(self) -> None:
         """Put the hooks on the model."""
-        adapter, method, handles = self.adapter, self.method, self.handles
+        adapter, handles = self.adapter, self.handles
         handles.append(self.model.register_forward_pre_hook(self._refuse_labels, with_kwargs=True))
         handles.append(adapter.core.register_forward_pre_hook(self._enter_core, with_kwargs=True))
         handles.append(adapter.core.register_forward_hook(self._leave_core, always_call=True))
         handles.append(adapter.language.register_forward_pre_hook(self._enter_language, with_kwargs=True))
         handles.append(adapter.language.register_forward_hook(self._leave_language))
         handles.extend(self.vision.attach())
-        first = min(stage.layer for stage in method.stages)
+        first = min(stage.layer for stage in self.stages)
         for number, layer in enumerate(adapter.layers):
             if number >= first:
                 handles.append(layer.register_forward_pre_hook(self._enter_layer(number), with_kwargs=True))
-        if method.uses_instruction:
-            for below in {stage.layer - 1 for stage in method.stages if stage.layer > 0}:
-                where = adapter.text_attention(below)
-                handles.append(where.query.register_forward_hook(self._capture_text("queries")))
-                handles.append(where.key.register_forward_hook(self._capture_text("keys")))
+        handles.extend(self.text.attach([stage.layer for stage in self.stages], lambda: self.call))
 
     def detach(self) -> None:
         """Remove every hook; the model is as it was."""
@@ -103,6 +64,7 @@ class Engine:
     def _forget(self) -> None:
         self.call = self.record = None
         self.vision.forget()
+        self.text.forget()
 
     # -- the prompt ----------------------------------------------------------------------------------------------
 
@@ -146,7 +108,10 @@ class Engine:
         spans = self.adapter.locate(input_ids)
         padding = torch.ones_like(input_ids) if mask is None else mask
         chosen = torch.zeros_like(input_ids, dtype=torch.bool)
-        if self.method.uses_instruction and self.markers is not None:
+        if self.method.text_rows == "last":
+            order = torch.arange(input_ids.shape[1], device=input_ids.device)
+            chosen = order == torch.where(padding.bool(), order, -1).amax(dim=1, keepdim=True)
+        elif self.method.text_rows == "instruction" and self.markers is not None:
             chosen = self.markers.mask(input_ids, padding)
         self.call = Call(input_ids, spans, encoded.get("image"), *pad_rows(chosen))
         self.call.padding = padding.bool()
@@ -170,26 +135,8 @@ class Engine:
         call.pictures = self.vision.pictures(call.spans, batch, call.encoded)
         return None
 
-    def _capture_text(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            call = self.call
-            if call is None:
-                return
-            if name == "queries":
-                output = take(output, self._instruction_slots(call), dim=1)
-            setattr(call, name, output)
-
-        return hook
-
-    def _instruction_slots(self, call: Call) -> Tensor:
-        """(B, R) where the instruction tokens, never dropped, are in the current sequence."""
-        place = torch.zeros_like(call.input_ids)
-        order = torch.arange(call.slots.index.shape[1], device=place.device).expand_as(call.slots.index)
-        place.scatter_reduce_(1, call.slots.index, order * call.slots.valid, reduce="amax")
-        return place.gather(1, call.instruction)
-
     def _enter_layer(self, number: int) -> Callable[..., Any]:
-        stages = [stage for stage in self.method.stages if stage.layer == number]
+        stages = [stage for stage in self.stages if stage.layer == number]
 
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             call = self.call
@@ -208,21 +155,20 @@ class Engine:
 
     def _prune(self, call: Call, stage: StageLike, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         embeddings = call.short["position_embeddings"] if call.short else kwargs["position_embeddings"]
-        relevance = self._relevance(call, stage.layer, hidden, embeddings) if self.method.uses_instruction else None
+        seen = self.text.readable(call, stage.layer, hidden, embeddings)
+        selections = [self.method.select(picture, stage) for picture in seen]
         keep = call.padding.clone()
-        selections, alive = [], []
-        for span, picture in zip(call.spans, call.pictures, strict=True):
-            own = slice(span.start, span.start + span.tokens)
-            mine = None if relevance is None else relevance[span.row, own].to(picture.attention.device)
-            seen = replace(picture, relevance=mine)
-            selection = self.method.select(seen, stage)
-            kept = selection.kept.to(keep.device)
-            keep[span.row, own] = False
-            keep[span.row, span.start + kept] = True
-            alive.append(replace(picture, alive=selection.kept))
-            selections.append(selection)
-        call.pictures = alive
-        self._record_trace(call, selections)
+        for span, selection in zip(call.spans, selections, strict=True):
+            keep[span.row, span.start : span.start + span.tokens] = False
+            keep[span.row, span.start + selection.kept.to(keep.device)] = True
+        places = call.places()
+        for number, (span, selection) in enumerate(zip(call.spans, selections, strict=True)):
+            if selection.merged is not None:
+                alive = call.pictures[number].alive
+                own, target = (places[span.row, span.start + index.to(places.device)] for index in (alive, selection.kept))
+                hidden = merge(hidden, span.row, own, selection.merged[alive], target, selection.kept)
+            call.pictures[number] = replace(call.pictures[number], alive=selection.kept)
+        self._record_trace(call, stage.layer, selections)
         stays = keep.gather(1, call.slots.index) & call.slots.valid
         if bool((stays == call.slots.valid).all()):
             return hidden  # nothing leaves: the model runs exactly as it would alone
@@ -245,27 +191,7 @@ class Engine:
         }
         return hidden
 
-    def _relevance(self, call: Call, layer: int, hidden: Tensor, embeddings: tuple[Tensor, Tensor]) -> Tensor:
-        """(B, S) instruction relevance of every token of the unpruned sequence, zero for those already gone."""
-        rows = self._instruction_slots(call)
-        where = self.adapter.text_attention(max(layer - 1, 0))
-        if layer == 0:
-            queries, keys = self.adapter.probe(0, take(hidden, rows, dim=1), hidden)
-        else:
-            assert call.queries is not None and call.keys is not None  # captured in the layer below
-            queries, keys = call.queries, call.keys
-        call.queries = call.keys = None
-        batch, count = rows.shape
-        queries = queries.reshape(batch, count, where.heads, -1).transpose(1, 2)
-        keys = keys.reshape(batch, hidden.shape[1], where.key_heads, -1).transpose(1, 2)
-        cos, sin = embeddings
-        queries = self.adapter.rotate(queries, take(cos, rows, dim=1), take(sin, rows, dim=1))
-        keys = self.adapter.rotate(keys, cos, sin)
-        scores = scoring.instruction_relevance(queries, keys, rows, call.instruction_valid, call.slots.valid, where.scale)
-        unpruned = scores.new_zeros(call.input_ids.shape)
-        return unpruned.scatter_add_(1, call.slots.index, scores * call.slots.valid)
-
-    def _record_trace(self, call: Call, selections: list[Selection]) -> None:
+    def _record_trace(self, call: Call, layer: int, selections: list[Selection]) -> None:
         images = []
         for span, picture, selection in zip(call.spans, call.pictures, selections, strict=True):
             positions = torch.arange(span.start, span.start + span.tokens)
@@ -275,7 +201,10 @@ class Engine:
                 ImageTrace(span.row, span.tokens, picture.grid, span.sizes, selection.budgets, kept, positions, scores)
             )
         self.trace.images = images
-        self.trace.visual_tokens = (sum(i.num_tokens for i in images), sum(len(i.kept) for i in images))
+        before, after = sum(image.num_tokens for image in images), sum(len(image.kept) for image in images)
+        self.trace.visual_tokens = (before, after)
+        below = self.trace.layer_tokens[:layer] if layer > self.stages[0].layer else (before,) * layer
+        self.trace.layer_tokens = (*below, *(after,) * (len(self.adapter.layers) - layer))
 
     def _leave_language(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call = self.call

@@ -65,23 +65,32 @@ class Trace:
     Attributes:
         images: One `ImageTrace` per picture.
         visual_tokens: (before, after), summed over the batch.
+        layer_tokens: Visual tokens that each language-model layer works on, summed over the batch.
         sequence_length: (before, after), the longest row.
         cache_bytes: (before, after) of the whole KV cache after prefill, padding included.
     """
 
     images: Sequence[ImageTrace] = ()
     visual_tokens: tuple[int, int] = (0, 0)
+    layer_tokens: tuple[int, ...] = ()
     sequence_length: tuple[int, int] = (0, 0)
     cache_bytes: tuple[int, int] = (0, 0)
 
     def clear(self) -> None:
         """Forget the last prefill."""
-        self.images, self.visual_tokens, self.sequence_length, self.cache_bytes = (), (0, 0), (0, 0), (0, 0)
+        self.images, self.visual_tokens, self.layer_tokens = (), (0, 0), ()
+        self.sequence_length, self.cache_bytes = (0, 0), (0, 0)
+
+    @property
+    def average_tokens(self) -> float:
+        """Visual tokens averaged over the language model's layers: what a method really works on."""
+        return sum(self.layer_tokens) / len(self.layer_tokens) if self.layer_tokens else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and lists, ready for JSON."""
         return {
             "visual_tokens": list(self.visual_tokens),
+            "average_tokens": self.average_tokens,
             "sequence_length": list(self.sequence_length),
             "cache_bytes": list(self.cache_bytes),
             "images": [image.to_dict() for image in self.images],
@@ -92,7 +101,10 @@ class Trace:
             return "no picture was pruned"
         before, after = self.cache_bytes
         tokens = "{:,} -> {:,} visual tokens".format(*self.visual_tokens)
-        lines = [f"{tokens}, KV cache {before / 2**20:.1f} -> {after / 2**20:.1f} MiB"]
+        average = (
+            f", {self.average_tokens:,.0f} averaged over layers" if self.layer_tokens[:1] != self.visual_tokens[1:] else ""
+        )
+        lines = [f"{tokens}{average}, KV cache {before / 2**20:.1f} -> {after / 2**20:.1f} MiB"]
         for number, image in enumerate(self.images, 1):
             lines.append(f"picture {number} (row {image.row}): {image}")
         return "\n".join(lines)

@@ -1,0 +1,107 @@
+"""Reading the language model while it prefills: what the text tokens pay attention to, and what the pictures have become."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from .. import scoring
+from ..adapters import Adapter, Span
+from .call import Call, Method
+from .compaction import take
+from .picture import Picture
+
+
+class TextReader:
+    """Keeps the queries of the scoring text tokens, and all keys, of the layer below the next stage."""
+
+    def __init__(self, adapter: Adapter, method: Method) -> None:
+        self.adapter, self.method = adapter, method
+        self._captured: dict[str, Tensor] = {}
+
+    def attach(self, layers: Sequence[int], call: Callable[[], Call | None]) -> list[RemovableHandle]:
+        """Put the hooks on the layers below those of the stages; `call` tells which prefill is on its way."""
+        handles = []
+        for below in {layer - 1 for layer in layers if layer > 0 and self.method.text_rows is not None}:
+            where = self.adapter.text_attention(below)
+            handles.append(where.query.register_forward_hook(self._capture("queries", call)))
+            handles.append(where.key.register_forward_hook(self._capture("keys", call)))
+        return handles
+
+    def forget(self) -> None:
+        """Drop what was read."""
+        self._captured.clear()
+
+    def _capture(self, name: str, current: Callable[[], Call | None]) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            if (call := current()) is not None:
+                self._captured[name] = take(output, call.text_places(), dim=1) if name == "queries" else output
+
+        return hook
+
+    def readable(self, call: Call, layer: int, hidden: Tensor, embeddings: tuple[Tensor, Tensor]) -> list[Picture]:
+        """The pictures of a prompt at a stage, with what a method may read there; nothing is computed before it does.
+
+        Args:
+            layer: The stage's. hidden: (B, S', D) its input. embeddings: (cos, sin) of its rotary positions.
+        """
+        places = call.places()
+        pictures = [
+            self._with_states(call, layer, hidden, places, *pair) for pair in zip(call.spans, call.pictures, strict=True)
+        ]
+        if self.method.text_rows is None:
+            return pictures
+        relevance = cache(lambda: self._relevance(call, layer, hidden, embeddings, self._raters(call, pictures)))
+
+        def reader(span: Span) -> Callable[[], Tensor]:
+            return lambda: relevance()[span.row, span.start : span.start + span.tokens]
+
+        return [replace(p, read_relevance=reader(span)) for span, p in zip(call.spans, pictures, strict=True)]
+
+    def _with_states(self, call: Call, layer: int, hidden: Tensor, places: Tensor, span: Span, picture: Picture) -> Picture:
+        def states() -> Tensor:
+            return hidden[span.row, places[span.row, span.start + picture.alive.to(places.device)]]
+
+        def text() -> Tensor:
+            return hidden[span.row, places[span.row, call.text[span.row, call.text_valid[span.row]]]]
+
+        def keys() -> Tensor:
+            mine = states()[None]
+            return self.adapter.probe(layer, mine[:, :0], mine)[1][0].flatten(1)
+
+        return replace(picture, read_states=states, read_text=text, read_keys=keys)
+
+    def _raters(self, call: Call, pictures: list[Picture]) -> Tensor:
+        """(B, R) bool: the text tokens whose attention counts; with several pictures in a row, those of any."""
+        chosen: dict[int, Tensor] = {}
+        for span, picture in zip(call.spans, pictures, strict=True):
+            raters = self.method.raters(picture)
+            if raters is not None:
+                chosen[span.row] = chosen.get(span.row, raters) | raters
+        valid = call.text_valid.clone()
+        for row, raters in chosen.items():
+            valid[row, call.text_valid[row]] = raters.to(valid.device)
+        return valid
+
+    def _relevance(self, call: Call, layer: int, hidden: Tensor, embeddings: tuple[Tensor, Tensor], raters: Tensor) -> Tensor:
+        """(B, S) attention from the text on every token of the unpruned sequence, zero for those already gone."""
+        rows = call.text_places()
+        where = self.adapter.text_attention(max(layer - 1, 0))
+        if layer == 0:
+            queries, keys = self.adapter.probe(0, take(hidden, rows, dim=1), hidden)
+        else:
+            queries, keys = self._captured.pop("queries"), self._captured.pop("keys")
+        batch, count = rows.shape
+        queries = queries.reshape(batch, count, where.heads, -1).transpose(1, 2)
+        keys = keys.reshape(batch, hidden.shape[1], where.key_heads, -1).transpose(1, 2)
+        cos, sin = embeddings
+        queries = self.adapter.rotate(queries, take(cos, rows, dim=1), take(sin, rows, dim=1))
+        keys = self.adapter.rotate(keys, cos, sin)
+        scores = scoring.instruction_relevance(
+            queries, keys, rows, raters, call.slots.valid, where.scale, self.method.text_reduce
+        )
+        unpruned = scores.new_zeros(call.input_ids.shape)
+        return unpruned.scatter_add_(1, call.slots.index, scores * call.slots.valid)
