@@ -7,7 +7,7 @@ import torch
 import typer
 from transformers.utils import logging
 
-from . import INTERRUPTED, bench, demo, evaluate, run, stop
+from . import INTERRUPTED, bench, demo, evaluate, methods, run, stop
 
 app = typer.Typer(
     add_completion=False,
@@ -19,6 +19,7 @@ app.command("run")(run.run)
 app.command("demo")(demo.demo)
 app.command("eval")(evaluate.evaluate)
 app.command("bench")(bench.bench)
+app.command("methods")(methods.methods)
 
 
 def run_command() -> None:

@@ -1,0 +1,31 @@
+"""FasterVLM (arXiv 2412.01818v1): the tokens that [CLS] attends to most."""
+
+from dataclasses import dataclass
+
+from ..pruner import Pruner, Stage
+from ..runtime import Picture
+from ..selection import Selection, even_budgets, keep_best, total_budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class FasterVLMPruner(Pruner):
+    """Each tile keeps the tokens that its [CLS] attends to most; all tiles keep the same share.
+
+    Rule: rank by [CLS] attention in the vision encoder, averaged over heads, and keep the top (section 3.2). Before the
+    language model. A high-resolution picture is pruned tile by tile, as its encoder sees it.
+
+    Attributes:
+        vision_layer: Vision layer whose attention is read.
+    """
+
+    vision_layer: int = -1
+
+    @property
+    def vision_layers(self) -> tuple[int, ...]:
+        return (self.vision_layer,)
+
+    def select(self, picture: Picture, stage: Stage) -> Selection:
+        scores = picture.attention.flatten()
+        budgets = even_budgets(picture.sizes, total_budget(stage.keep_ratio, picture.tokens))
+        kept = keep_best(scores, picture.sizes, budgets)
+        return Selection(kept, budgets, {"token": scores} if self.record_scores else {})

@@ -1,0 +1,34 @@
+"""FastV (arXiv 2403.06764): the tokens that the prompt's last token attends to, after two layers."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..pruner import Pruner, Stage
+from ..runtime import Picture
+from ..selection import Selection, keep_best, total_budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastVPruner(Pruner):
+    """Keeps the visual tokens that get most attention in the layer below `prune_layer`.
+
+    Rule (section 4): after layer K, rank by attention received, averaged over heads, and drop the lowest. As in the
+    authors' code the attention is that of the prompt's last token; the paper's text averages over all tokens.
+
+    Attributes:
+        prune_layer: K; the paper recommends 2.
+    """
+
+    prune_layer: int = 2
+
+    def stages(self, layers: int) -> tuple[Stage, ...]:
+        return (Stage(self.prune_layer, self.keep_ratio),)
+
+    @property
+    def text_rows(self) -> Literal["instruction", "last"] | None:
+        return "last"
+
+    def select(self, picture: Picture, stage: Stage) -> Selection:
+        scores = picture.relevance
+        kept = keep_best(scores, [picture.tokens], [total_budget(stage.keep_ratio, picture.tokens)])
+        return Selection(kept, picture.count_per_tile(kept), {"instruction": scores} if self.record_scores else {})

@@ -1,0 +1,46 @@
+"""HiRED (arXiv 2408.10945): the thumbnail's early attention shares the budget over the tiles."""
+
+from dataclasses import dataclass
+
+from .. import scoring
+from ..pruner import Pruner, Stage
+from ..runtime import Picture
+from ..selection import Selection, keep_best, tile_budgets, total_budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiREDPruner(Pruner):
+    """Tiles with more visual content keep more; in each, the tokens that [CLS] attends to most.
+
+    Rule (section 4): the thumbnail gets the share `alpha` of the budget; each tile gets of the rest the share of the
+    thumbnail's [CLS] attention in an early vision layer that falls on it; tokens by [CLS] attention in the last layer.
+    Before the language model.
+
+    Deviations: attention is averaged over heads, as everywhere here; what a tile cannot take goes to the others.
+
+    Attributes:
+        alpha: Share of the budget that the thumbnail gets.
+        early_layer, vision_layer: Vision layers that decide about tiles and tokens.
+    """
+
+    alpha: float = 0.5
+    early_layer: int = 0
+    vision_layer: int = -1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha must be in [0, 1], got {self.alpha}. It is the thumbnail's share of the budget.")
+
+    @property
+    def vision_layers(self) -> tuple[int, ...]:
+        return (self.vision_layer, self.early_layer)
+
+    def select(self, picture: Picture, stage: Stage) -> Selection:
+        scores = picture.attention.flatten()
+        total = total_budget(stage.keep_ratio, picture.tokens)
+        content = scoring.thumbnail_attention(picture.saliency[1].patches[-1], picture.grid or (1, 1))
+        own = min(1.0, self.alpha * total / picture.sizes[-1])
+        budgets = tile_budgets(content.tolist(), picture.sizes, total, own)
+        kept = keep_best(scores, picture.sizes, budgets)
+        return Selection(kept, budgets, {"token": scores} if self.record_scores else {})

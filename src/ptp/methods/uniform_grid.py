@@ -1,0 +1,31 @@
+"""Evenly spaced tokens: the baseline that looks at nothing."""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..pruner import Pruner, Stage
+from ..runtime import Picture
+from ..selection import Selection, even_budgets, total_budget
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformGridPruner(Pruner):
+    """Every tile keeps the same share of its tokens, evenly spaced in raster order.
+
+    Attributes:
+        prune_layer: Language-model layer whose input loses tokens; 0 is before the language model.
+    """
+
+    prune_layer: int = 0
+
+    def stages(self, layers: int) -> tuple[Stage, ...]:
+        return (Stage(self.prune_layer, self.keep_ratio),)
+
+    def select(self, picture: Picture, stage: Stage) -> Selection:
+        budgets = even_budgets(picture.sizes, total_budget(stage.keep_ratio, picture.tokens))
+        kept, start = [], 0
+        for size, budget in zip(picture.sizes, budgets, strict=True):
+            kept += [start + (2 * i + 1) * size // (2 * budget) for i in range(budget)]
+            start += size
+        return Selection(torch.tensor(kept, device=picture.alive.device), budgets)

@@ -1,0 +1,393 @@
+"""Every method keeps what a loop written from its paper's rule keeps, over maps of the eager, never shortened model."""
+
+import math
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from conftest import embeddings, encode, picture, prompt, small_model, tokenizer
+
+import ptp
+from ptp.methods import METHODS
+from ptp.selection import keep_determinantal, keep_diverse
+
+GRID = (3, 2)
+TILES, SIDE, SIZE = 7, 4, 16
+TOKENS = TILES * SIZE
+KEEP = 0.3
+TOTAL = round(KEEP * 112)
+
+
+@cache
+def inputs():
+    return encode(prompt(picture(5, GRID)))
+
+
+def places() -> tuple[int, int, list[int]]:
+    """Position of the first visual token, of the last token, and of the instruction's."""
+    ids = inputs()["input_ids"][0].tolist()
+    image = small_model().config.image_token_id
+    first, last = ids.index(image), len(ids) - 1 - ids[::-1].index(image)
+    end = ids.index(tokenizer().convert_tokens_to_ids("<|im_end|>"), last)
+    return first, len(ids) - 1, list(range(last + 3, end))
+
+
+@cache
+def vision(layer: int) -> tuple[list[list[float]], list[list[float]]]:
+    """[CLS] attention of every patch and of every visual token, tile by tile."""
+    model = small_model(attention="eager")
+    with torch.no_grad():
+        maps = model.model.vision_tower(inputs()["pixel_values"], output_attentions=True).attentions[layer]
+    patches = [[float(maps[t, :, 0, 1 + p].mean()) for p in range(64)] for t in range(TILES)]
+    tokens = [
+        [
+            sum(patches[t][(2 * y + dy) * 8 + 2 * x + dx] for dy in (0, 1) for dx in (0, 1)) / 4
+            for y in range(SIDE)
+            for x in range(SIDE)
+        ]
+        for t in range(TILES)
+    ]
+    return patches, tokens
+
+
+def run(drops: dict[int, list[int]]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Inputs (S, D) and attention maps (S, S) of every layer of the full sequence, in which nothing attends from layer K on
+    to the visual tokens `drops[K]`."""
+    model = small_model(attention="eager")
+    language, first = model.model.language_model, places()[0]
+    with torch.no_grad():
+        states = embeddings(model, inputs())
+        length = states.shape[1]
+        positions = torch.arange(length)[None]
+        rotary = language.rotary_emb(states, positions)
+        allowed, all_states, maps = torch.ones(length, length, dtype=torch.bool).tril(), [], []
+        for number, decoder in enumerate(language.layers):
+            for token in drops.get(number, []):
+                allowed[:, first + token] = False
+            mask = torch.zeros(length, length).masked_fill(~(allowed | torch.eye(length, dtype=torch.bool)), -1e30)[None, None]
+            hook = decoder.self_attn.register_forward_hook(lambda module, args, output: maps.append(output[1][0].mean(dim=0)))
+            all_states.append(states[0])
+            states = decoder(states, attention_mask=mask, position_embeddings=rotary, position_ids=positions)
+            hook.remove()
+    return all_states, maps
+
+
+def visual(states: torch.Tensor) -> torch.Tensor:
+    """(N, D) states of the visual tokens."""
+    return states[places()[0] : places()[0] + 112]
+
+
+def best(scores, tokens, count: int) -> list[int]:
+    return sorted(tokens, key=lambda j: (-float(scores[j]), j))[:count]
+
+
+def shares(weights: list[float], capacity: int, total: int) -> list[int]:
+    """Largest remainder, for weights that fill no tile."""
+    quota = [total * weight / sum(weights) for weight in weights]
+    assert all(q <= capacity for q in quota)
+    counts = [math.floor(q) for q in quota]
+    for r in sorted(range(len(quota)), key=lambda r: (counts[r] - quota[r], -weights[r], r))[: total - sum(counts)]:
+        counts[r] += 1
+    return counts
+
+
+def even() -> list[int]:
+    return shares([1.0] * TILES, SIZE, TOTAL)
+
+
+def cosine(features: torch.Tensor) -> list[list[float]]:
+    return [[float(torch.cosine_similarity(a, b, dim=0)) for b in features] for a in features]
+
+
+def thumbnail_mass(patches: list[float]) -> list[float]:
+    columns, rows = GRID
+    mass, fine = [0.0] * (columns * rows), 8 * columns * rows
+    for y in range(fine):
+        for x in range(fine):
+            mass[(y * rows // fine) * columns + x * columns // fine] += patches[(y * 8 // fine) * 8 + x * 8 // fine]
+    return [m / fine**2 * 64 for m in mass]
+
+
+def by_tile(scores: list[float], budgets: list[int]) -> list[int]:
+    return [j for t, b in enumerate(budgets) for j in best(scores, range(16 * t, 16 * t + 16), b)]
+
+
+def flat(tokens: list[list[float]]) -> list[float]:
+    return [score for tile in tokens for score in tile]
+
+
+def uniform_grid():
+    return [16 * t + math.floor((i + 0.5) * 16 / b) for t, b in enumerate(even()) for i in range(b)]
+
+
+def fastervlm():
+    return by_tile(flat(vision(-1)[1]), even())
+
+
+def visionzip():
+    scores, budgets = flat(vision(-1)[1]), even()
+    kept = by_tile(scores, [b - round(10 / 64 * b) for b in budgets])
+    for t, b in enumerate(budgets):
+        rest = [j for j in range(16 * t, 16 * t + 16) if j not in kept]
+        count = round(10 / 64 * b)
+        kept += [rest[i * len(rest) // count] for i in range(count)]
+    return kept
+
+
+def vispruner():
+    scores, likeness, kept = flat(vision(-1)[1]), cosine(visual(run({})[0][0])), []
+    for t, budget in enumerate(even()):
+        order = best(scores, range(16 * t, 16 * t + 16), 16)
+        first = budget // 2
+        kept += order[:first]
+        order = order[first:]
+        while len(order) > budget - first:
+            a, b = order[::2], order[1::2]
+            leave = best({i: max(likeness[i][j] for j in b) for i in a}, a, min(8, len(order) - budget + first))
+            order = [i for i in a if i not in leave] + b
+        kept += order
+    return kept
+
+
+def divprune():
+    likeness = cosine(visual(run({})[0][0]))
+    nearest = [max(row[j] for j in range(112) if j != i) for i, row in enumerate(likeness)]
+    kept = [min(range(112), key=lambda i: nearest[i])]
+    while len(kept) < TOTAL:
+        kept.append(min(set(range(112)) - set(kept), key=lambda i: max(likeness[i][j] for j in kept)))
+    return kept
+
+
+def hired():
+    own = TOTAL // 2
+    content = thumbnail_mass(vision(0)[0][-1])
+    return by_tile(flat(vision(-1)[1]), [*shares(content, SIZE, TOTAL - min(own, 16)), min(own, 16)])
+
+
+def globalcom2():
+    patches, tokens = vision(-1)
+    columns, rows = GRID
+    mass = thumbnail_mass(patches[-1])
+    raised = [math.exp(m / 10) for m in mass]
+    sigma = [e / sum(raised) for e in raised]
+    own = round(TOTAL / 112 * 16)
+    budgets = [*shares([1 + s - sum(sigma) / 6 for s in sigma], SIZE, TOTAL - own), own]
+    scores = []
+    for t in range(6):
+        seen = []
+        for y in range(SIDE):
+            for x in range(SIDE):
+                fy = min(max((t // columns * SIDE + y + 0.5) / rows - 0.5, 0), SIDE - 1)
+                fx = min(max((t % columns * SIDE + x + 0.5) / columns - 0.5, 0), SIDE - 1)
+                y0, x0 = int(fy), int(fx)
+                y1, x1 = min(y0 + 1, SIDE - 1), min(x0 + 1, SIDE - 1)
+                at = lambda r, c: tokens[-1][r * SIDE + c]  # noqa: E731
+                top = at(y0, x0) * (1 - fx + x0) + at(y0, x1) * (fx - x0)
+                bottom = at(y1, x0) * (1 - fx + x0) + at(y1, x1) * (fx - x0)
+                seen.append(top * (1 - fy + y0) + bottom * (fy - y0))
+        norms = [math.sqrt(sum(v * v for v in values)) for values in (tokens[t], seen)]
+        scores += [a / norms[0] + b / norms[1] for a, b in zip(tokens[t], seen, strict=True)]
+    return by_tile([*scores, *tokens[-1]], budgets)
+
+
+def dart():
+    model = small_model(attention="eager")
+    states = visual(run({})[0][2])
+    layer = model.model.language_model.layers[2]
+    with torch.no_grad():
+        keys = layer.self_attn.k_proj(layer.input_layernorm(states))
+    pivots = best([float(key.abs().sum()) for key in keys], range(112), 8)
+    kept, likeness = list(pivots), cosine(states)
+    for number, pivot in enumerate(pivots):
+        share = (TOTAL - 8 + number) // 8
+        free = sorted(set(range(112)) - set(kept), key=lambda j: likeness[pivot][j])
+        kept += free[:share]
+    return kept
+
+
+def fastv():
+    first, last, _ = places()
+    return best(run({})[1][1][last, first : first + 112], range(112), TOTAL)
+
+
+def staged(layers, score):
+    alive, drops = list(range(112)), {}
+    for number, layer in enumerate(layers):
+        states, maps = run(drops)
+        kept = best(score(states[layer], maps[layer - 1], alive), alive, round(KEEP ** ((number + 1) / len(layers)) * 112))
+        drops = {**drops, layer: [j for j in alive if j not in kept]}
+        alive = sorted(kept)
+    return alive
+
+
+def pyramiddrop():
+    first, last, _ = places()
+    return staged([1, 2, 3], lambda states, attention, alive: attention[last, first : first + 112])
+
+
+def sparsevlm():
+    first, _, text = places()
+
+    def score(states, attention, alive):
+        likeness = (states[[first + j for j in alive]] @ states[text].T).softmax(dim=1).mean(dim=0)
+        raters = [i for i, value in zip(text, likeness, strict=True) if value >= likeness.mean()]
+        assert 0 < len(raters) < len(text)
+        return attention[raters, first : first + 112].mean(dim=0)
+
+    return staged([1, 2], score)
+
+
+def cdpruner():
+    states, text = run({})[0][0], places()[2]
+    features = torch.nn.functional.normalize(visual(states), dim=1)
+    relevance = torch.cosine_similarity(features, states[text].mean(dim=0)[None], dim=1)
+    relevance = ((relevance - relevance.min()) / (relevance.max() - relevance.min())).clamp_min(1e-6)
+    kernel = (relevance[:, None] * (features @ features.T) * relevance).double()
+    kept: list[int] = []
+    while len(kept) < TOTAL:
+        gains = {j: float(torch.det(kernel[[*kept, j]][:, [*kept, j]])) for j in range(112) if j not in kept}
+        kept.append(max(gains, key=lambda j: (gains[j], -j)))
+    return kept
+
+
+def deft():
+    first, _, text = places()
+    alive = sorted(by_tile(flat(vision(-1)[1]), shares([1.0] * TILES, SIZE, round(1.5 * KEEP * 112))))
+    _, maps = run({0: [j for j in range(112) if j not in alive]})
+    return best(maps[1][text, first : first + 112].amax(dim=0), alive, TOTAL)
+
+
+RULES = {
+    rule.__name__: rule
+    for rule in (
+        uniform_grid, visionzip, fastervlm, vispruner, hired, globalcom2, divprune, dart, fastv, pyramiddrop, sparsevlm,
+        cdpruner, deft,
+    )
+}  # fmt: skip
+
+
+@cache
+def expected(name: str) -> list[int]:
+    return sorted(RULES[name]())
+
+
+def test_every_method_has_a_loop():
+    assert set(METHODS) == set(RULES) | {"pyramid", "random"}, "these two are in test_oracles and test_evaluation"
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", RULES)
+def test_a_method_keeps_what_its_rule_keeps(name, attention):
+    model = small_model(attention=attention)
+    with torch.no_grad(), METHODS[name](keep_ratio=KEEP)(model, tokenizer()) as trace:
+        model(**inputs())
+    (image,) = trace.images
+    assert len(image.kept) == TOTAL == len(set(expected(name)))
+    assert image.kept.tolist() == expected(name)
+    assert image.budgets == [sum(j // 16 == t for j in expected(name)) for t in range(TILES)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("keep", [1.0, 0.5, 0.01])
+def test_every_method_keeps_its_budget_of_every_picture(name, keep):
+    """Pictures of several tiles and of one, in a padded batch with a row of text."""
+    model = small_model()
+    batch = encode(prompt(picture(1, (3, 2)), picture(2, (1, 1))), prompt(question="Hello"), prompt(picture(3, (2, 2))))
+    with torch.no_grad():
+        full = model(**batch).logits
+        with METHODS[name](keep_ratio=keep)(model, tokenizer()) as trace:
+            output = model(**batch).logits
+    totals = [max(1, round(keep * tokens)) for tokens in (112, 16, 80)]
+    assert [len(image.kept) for image in trace.images] == totals == [sum(image.budgets) for image in trace.images]
+    assert all((image.kept.diff() > 0).all() for image in trace.images) and output.isfinite().all()
+    assert trace.layer_tokens[-1] == sum(totals) and 0 < trace.average_tokens <= 208
+    if keep == 1:
+        assert torch.equal(output, full)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_batch_gives_every_row_what_it_gets_alone(name):
+    model, rows = small_model(), [prompt(picture(1, (3, 2))), prompt(picture(2, (2, 1)), question="Count the red signs.")]
+    with torch.no_grad(), METHODS[name](keep_ratio=0.4)(model, tokenizer()) as trace:
+        together = model(**encode(*rows)).logits
+        kept = [image.kept.tolist() for image in trace.images]
+        for row, mine in zip(rows, range(2), strict=True):
+            alone = model(**encode(row)).logits[0]
+            assert trace.images[0].kept.tolist() == kept[mine]
+            torch.testing.assert_close(together[mine, -len(alone) :], alone, atol=1e-4, rtol=0)
+
+
+def test_merged_tokens_are_averages():
+    """VisionZip equals the model fed, at the kept places, the means of the tokens merged there."""
+    model = small_model()
+    seen = []
+
+    class Recorder(METHODS["visionzip"]):
+        def select(self, picture, stage):
+            seen.append(super().select(picture, stage))
+            return seen[-1]
+
+    with torch.no_grad(), Recorder(keep_ratio=KEEP, contextual=0.5)(model, tokenizer()) as trace:
+        output = model(**inputs()).logits
+        (selection,), (image,) = seen, trace.images
+        states, first = embeddings(model, inputs()), places()[0]
+        means = []
+        for token in image.kept.tolist():
+            group = [j for j in range(112) if int(selection.merged[j]) == token]
+            assert token in group
+            means.append(states[0, [first + j for j in group]].mean(dim=0))
+        assert any(sum(int(m) == k for m in selection.merged) > 1 for k in image.kept.tolist())
+        states[0, first + image.kept] = torch.stack(means)
+        stays = torch.ones(states.shape[1], dtype=torch.bool)
+        stays[first : first + 112] = False
+        stays[first + image.kept] = True
+        positions = torch.arange(states.shape[1])[stays][None]
+        expected_logits = model(inputs_embeds=states[:, stays], position_ids=positions).logits
+    torch.testing.assert_close(output, expected_logits, atol=1e-4, rtol=0)
+
+
+def test_a_method_can_read_states_and_keys():
+    class Keeper(ptp.Pruner):
+        def select(self, picture, stage):
+            pictures.append(picture)
+            return METHODS["uniform_grid"].select(self, picture, stage)
+
+    pictures: list = []
+    with torch.no_grad(), Keeper()(small_model(), tokenizer()):
+        small_model()(**inputs())
+    states = embeddings(small_model(), inputs())[0]
+    torch.testing.assert_close(pictures[0].states, visual(states))
+    assert pictures[0].keys.shape == (112, 24)
+    with pytest.raises(ValueError, match="inside `select` only"):
+        replace(pictures[0], read_states=None).states  # noqa: B018
+
+
+def test_the_layers_that_prune_are_averaged():
+    with torch.no_grad(), METHODS["pyramiddrop"](keep_ratio=0.125)(small_model(), tokenizer()) as trace:
+        small_model()(**inputs())
+    assert trace.layer_tokens == (112, 56, 28, 14) and trace.average_tokens == 52.5
+    assert trace.to_dict()["average_tokens"] == 52.5
+
+
+@pytest.mark.parametrize("keep", [keep_diverse, keep_determinantal])
+def test_greedy_selections_take_any_budget(keep):
+    features = torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    previous: set[int] = set()
+    for budget in range(1, 10):
+        kept = keep(features, budget).tolist()
+        assert len(kept) == len(set(kept)) == budget and kept == sorted(kept)
+        assert previous <= set(kept), "greedy: more budget only adds"
+        previous = set(kept)
+
+
+BAD = {
+    "visionzip": {"contextual": 2}, "vispruner": {"important": -1}, "hired": {"alpha": 2}, "globalcom2": {"temperature": 0},
+    "dart": {"pivots": 0}, "deft": {"reserve": -1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_wrong_settings_are_refused(name):
+    with pytest.raises(ValueError, match=f"{next(iter(BAD[name]))} must be"):
+        METHODS[name](**BAD[name])
