@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ptp.methods import METHODS
 from ptp.tiny.demo import load_demo
 from ptp.tiny.drawing import draw_scene
 
@@ -105,6 +106,7 @@ OTHER = {
     "eval setting": (["eval", "--methods", "pyramid:beta=1"], "Settings of pyramid are alpha"),
     "eval value": (["eval", "--methods", "pyramid:alpha=2"], "alpha must be in"),
     "eval ratios": (["eval", "--keep", "0.5,many"], "--keep must be numbers"),
+    "eval match": (["eval", "--match", "median"], "--match must be one of final, average"),
     "eval split": (["eval", "--split", "train"], "--split must be one of"),
     "eval results": (["eval", "--out", "taken.html"], "--out must end in .json"),
     "eval results exist": (["eval", "--out", "taken.json"], "Pass --force"),
@@ -241,6 +243,11 @@ def test_an_eval_stopped_by_ctrl_c_or_a_full_disk_resumes_and_ends_with_the_same
     assert ptp(*settings, "--out", "stopped.json", cwd=folder).returncode == 0
     assert ptp(*settings, "--out", "whole.json", cwd=folder).returncode == 0
     assert numbers("stopped.json") == numbers("whole.json") and numbers("whole.json")[:2] == half
+
+
+def test_methods_lists_every_method(folder):
+    result = ptp("methods", cwd=folder)
+    assert result.returncode == 0 and all(f"{name} " in result.stdout for name in METHODS)
 
 
 def test_the_demo_pictures_are_what_the_recipe_draws(tmp_path):

@@ -10,10 +10,11 @@ from conftest import picture, processor, small_model
 from ptp import PyramidPruner, RandomPruner
 from ptp.bench.measure import answer, encode_prompt
 from ptp.evaluation import Cell, Examiner, batches, draw_sample, parse_contender, plan
-from ptp.evaluation.contenders import downsampled_tiles
+from ptp.evaluation.contenders import downsampled_tiles, matched_ratio
 from ptp.evaluation.samples import SPLITS, evidence_tokens
 from ptp.evaluation.store import read_cells, to_json
 from ptp.evaluation.summary import comma_separated, markdown, overview, per_task, plot, relative, rows, wilson
+from ptp.methods import METHODS
 from ptp.tiny.drawing import GRIDS, TILE, tiled_as_drawn
 from ptp.tiny.tasks import TASKS
 
@@ -66,6 +67,23 @@ def test_downsampling_never_takes_more_tokens_than_pruning(keep, tiles):
     tokens = 16 * (count + (count > 1))
     assert tokens <= max(16, round(keep * 16 * (tiles + 1)))
     assert count == tiles or tokens + 16 > keep * 16 * (tiles + 1) - 16, "no larger picture would fit"
+
+
+@pytest.mark.parametrize("name", [*METHODS, "pyramid:prune_layer=0", "downsample"])
+@pytest.mark.parametrize("average", [0.5, 0.25, 0.1])
+def test_matched_methods_work_on_the_same_number_of_tokens(name, average):
+    contender, layers = parse_contender(name), 32
+    ratio = matched_ratio(contender, average, layers)
+    if name == "downsample":
+        assert ratio == average
+    elif ratio is None:
+        assert contender.pruner(1e-4).average_keep(layers) >= average
+    else:
+        alive, total = 1.0, 0.0
+        for layer in range(layers):
+            alive = next((s.keep_ratio for s in contender.pruner(ratio).stages(layers) if s.layer == layer), alive)
+            total += alive
+        assert total / layers == pytest.approx(average, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["pyramid", "pyramid:alpha=0:vision_layer=1", "random", "downsample", "full"])
@@ -147,7 +165,7 @@ def cells_of(scores: dict[tuple[str, float], list[list[bool]]], tasks: list[str]
     cells = []
     for (method, keep), right in scores.items():
         for task, mine in zip(tasks, right, strict=True):
-            cells.append(Cell(task, method, keep, mine, ["a"] * len(mine), [None] * len(mine), 10, 20, 1.0))
+            cells.append(Cell(task, method, keep, mine, ["a"] * len(mine), [None] * len(mine), 10, 12.0, 20, 1.0))
     return cells
 
 
@@ -199,9 +217,9 @@ def test_tables_and_plots_hold_every_row(tmp_path):
     scores = {("full", 1.0): [[True, True]] * 2, ("pyramid", 0.5): [[True, True]] * 2, ("pyramid", 0.1): [[False, True]] * 2}
     table = rows(cells_of(scores, tasks), tasks)
     assert markdown(table, tasks).count("| pyramid |") == 6
-    assert overview(table)[1][:4] == ["full", "1", "50.0 %", "100.0 % [100.0, 100.0]"]
+    assert overview(table)[1][:5] == ["full", "1", "50.0 %", "60.0 %", "100.0 % [100.0, 100.0]"]
     assert per_task(table, tasks)[-2] == ["pyramid", "0.1", "0.500", "0.500"]
     lines = comma_separated(table, tasks).splitlines()
-    assert len(lines) == 1 + len(table) and lines[0].startswith("method,keep_ratio,kept,mean")
+    assert len(lines) == 1 + len(table) and lines[0].startswith("method,keep_ratio,kept,average,mean")
     plot(table, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

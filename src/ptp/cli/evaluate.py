@@ -1,6 +1,7 @@
 """`ptp eval`: accuracy of the embedded model per task, method and keep ratio."""
 
 import hashlib
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,24 +13,32 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..evaluation import Cell, Examiner, batches, draw_sample, parse_contender, plan
+from ..adapters import adapter_for
+from ..evaluation import Cell, Contender, Examiner, batches, draw_sample, parse_contender, plan
+from ..evaluation.contenders import DOWNSAMPLE, matched_ratio
 from ..evaluation.samples import SPLITS
 from ..evaluation.store import read_cells, to_json
 from ..evaluation.summary import comma_separated, markdown, overview, per_task, plot, rows
 from ..loader import load
+from ..methods import METHODS
 from ..selection import check_keep_ratio
 from ..tiny import WEIGHTS
 from ..tiny.difficulty import read_difficulty
 from .options import check_writable, parse_ratios, provenance, titled, write_whole
 
+MATCHES = ("final", "average")
+
 
 def evaluate(
     methods: Annotated[
-        str, typer.Option(help="Methods, comma-separated, or downsample; pyramid:alpha=0 changes a setting.")
+        str, typer.Option(help="Methods, comma-separated, downsample among them, or all; pyramid:alpha=0 changes a setting.")
     ] = "pyramid,random,downsample",
     keep: Annotated[
         str, typer.Option(help="Keep ratios, comma-separated; all tokens are always measured.")
     ] = "1.0,0.5,0.25,0.1",
+    match: Annotated[
+        str, typer.Option(help="What --keep is: final (after the last stage) or average (over the language model's layers).")
+    ] = "final",
     tasks: Annotated[str, typer.Option(help="Tasks, comma-separated, or all.")] = "all",
     samples: Annotated[int, typer.Option(min=2, help="Pictures.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same pictures.")] = 0,
@@ -53,12 +62,15 @@ def evaluate(
             )
     if split not in SPLITS:
         raise ValueError(f"--split must be one of {', '.join(SPLITS)}, got {split!r}. Choose one of these.")
-    contenders = {contender.name: contender for contender in map(parse_contender, methods.split(","))}
+    if match not in MATCHES:
+        raise ValueError(f"--match must be one of {', '.join(MATCHES)}, got {match!r}. Choose one of these.")
+    names_of_methods = [*METHODS, DOWNSAMPLE] if methods == "all" else methods.split(",")
+    contenders = {contender.name: contender for contender in map(parse_contender, names_of_methods)}
     ratios = parse_ratios(keep)
     for ratio in ratios:
         check_keep_ratio(ratio)
     settings: dict[str, Any] = {"tasks": names, "methods": list(contenders), "keep": ratios, "samples": samples}
-    settings |= {"seed": seed, "split": split, "model": _identity(model)}
+    settings |= {"seed": seed, "split": split, "match": match, "model": _identity(model)}
     done: list[Cell] = []
     if out is not None:
         if out.suffix != ".json":
@@ -70,8 +82,13 @@ def evaluate(
     torch.set_num_threads(threads)
     loaded, processor = load(model, device=device)
     finished = {cell.key: cell for cell in done}
-    cells = [finished.get(cell.key, cell) for cell in plan(list(contenders.values()), ratios, names)]
     console = Console()
+    told = _told(contenders.values(), ratios, match, len(adapter_for(loaded).layers))
+    for (method, asked), given in told.items():
+        if given is None:
+            console.print(f"{method} cannot average {asked:g} of the tokens: it prunes too late. Left out.", highlight=False)
+    planned = plan(list(contenders.values()), ratios, names)
+    cells = [finished.get(cell.key, cell) for cell in planned if told.get(cell.key[1:], 1.0) is not None]
     bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*bars, console=console, transient=True) as progress:
         drawing = progress.track(range(samples), description="Drawing pictures")
@@ -82,7 +99,8 @@ def evaluate(
             if cell.key in finished:
                 continue
             bar = progress.add_task(f"{cell.method} {cell.keep_ratio:g} {cell.task}", total=samples)
-            examiner.fill(cell, contenders.get(cell.method), partial(progress.advance, bar))
+            kept = told.get((cell.method, cell.keep_ratio))
+            examiner.fill(cell, contenders.get(cell.method), partial(progress.advance, bar), kept)
             progress.remove_task(bar)
             progress.advance(whole)
             if out is not None:
@@ -103,6 +121,16 @@ def evaluate(
         write_whole(out.with_suffix(".csv"), lambda path: path.write_text(comma_separated(table, names)))
         write_whole(out.with_suffix(".png"), lambda path: plot(table, path))
         console.print(f"Wrote {out} and its .md, .csv and .png.", highlight=False, markup=False)
+
+
+def _told(
+    contenders: Iterable[Contender], ratios: list[float], match: str, layers: int
+) -> dict[tuple[str, float], float | None]:
+    """The keep ratio that each contender is given at each ratio asked for; None where it cannot reach it."""
+    pairs = [(contender, ratio) for contender in contenders for ratio in ratios if ratio < 1]
+    if match == "final":
+        return {(contender.name, ratio): ratio for contender, ratio in pairs}
+    return {(contender.name, ratio): matched_ratio(contender, ratio, layers) for contender, ratio in pairs}
 
 
 def _save(out: Path, settings: dict[str, Any], cells: list[Cell], tasks: list[str]) -> dict[str, Any]:

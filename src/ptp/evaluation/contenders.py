@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from scipy.optimize import brentq
+
 from ..methods import METHODS
 from ..pruner import Pruner
 from ..selection import total_budget
@@ -22,6 +24,21 @@ class Contender:
     def pruner(self, keep_ratio: float) -> Pruner:
         """The method at a keep ratio, without score maps."""
         return METHODS[self.method](keep_ratio=keep_ratio, record_scores=False, **self.settings)
+
+
+def matched_ratio(contender: Contender, average: float, layers: int) -> float | None:
+    """The keep ratio at which a contender works on a share of `average` visual tokens, averaged over the layers.
+
+    None where it cannot: a method that prunes after two of six layers never averages less than a third. `downsample`
+    has its tokens in all layers, so for it the two are the same.
+    """
+    if contender.method == DOWNSAMPLE:
+        return average
+    excess = lambda ratio: contender.pruner(ratio).average_keep(layers) - average  # noqa: E731
+    least = 1e-4
+    if excess(least) >= 0:
+        return None
+    return float(brentq(excess, least, 1.0, xtol=1e-6)) if average < 1 else 1.0
 
 
 def parse_contender(text: str) -> Contender:

@@ -58,15 +58,15 @@ def rows(cells: Sequence[Cell], tasks: Sequence[str]) -> list[dict[str, Any]]:
     """One row per method and ratio whose cells are all there.
 
     Accuracy (with interval) and evidence kept per task, their mean relative to full (with paired interval), the share of
-    visual tokens kept, and seconds per answer. The row "majority" says how far always giving the most frequent answer
-    gets, "blank" what the model guesses without seeing the picture.
+    visual tokens kept, after the last stage and averaged over layers, and seconds per answer. The row "majority" says how
+    far always giving the most frequent answer gets, "blank" what the model guesses without seeing the picture.
     """
     by_key = {cell.key: cell for cell in cells}
     if any((task, FULL, 1.0) not in by_key for task in tasks):
         return []
     full = [by_key[task, FULL, 1.0] for task in tasks]
     base = np.mean([cell.right for cell in full], axis=0)
-    majority = [Cell(c.task, MAJORITY, 0.0, _majority(c.answers), c.answers, [None] * len(c.answers), 0, 1) for c in full]
+    majority = [Cell(c.task, MAJORITY, 0.0, _majority(c.answers), c.answers, [None] * len(c.answers), total=1) for c in full]
     by_key |= {cell.key: cell for cell in majority}
     table = []
     for method, keep in dict.fromkeys((cell.method, cell.keep_ratio) for cell in by_key.values()):
@@ -80,6 +80,7 @@ def rows(cells: Sequence[Cell], tasks: Sequence[str]) -> list[dict[str, Any]]:
                 "method": method,
                 "keep_ratio": keep,
                 "kept": sum(cell.kept for cell in mine) / sum(cell.total for cell in mine),
+                "average": sum(cell.average for cell in mine) / sum(cell.total for cell in mine),
                 "accuracy": {cell.task: float(np.mean(cell.right)) for cell in mine},
                 "interval": {cell.task: wilson(cell.right) for cell in mine},
                 "mean": float(np.mean([cell.right for cell in mine])),
@@ -105,7 +106,7 @@ def mean_evidence(row: dict[str, Any]) -> float | None:
 
 def overview(table: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Lines of text, headings first: tokens kept, mean accuracy, evidence kept, time."""
-    lines = [["method", "keep", "kept", "mean / full", "evidence kept", "ms / answer"]]
+    lines = [["method", "keep", "kept", "average", "mean / full", "evidence kept", "ms / answer"]]
     for row in table:
         low, high = row["relative_interval"]
         evidence = mean_evidence(row)
@@ -113,6 +114,7 @@ def overview(table: Sequence[dict[str, Any]]) -> list[list[str]]:
             [
                 *_name(row),
                 f"{100 * row['kept']:.1f} %" if row["kept"] else "",
+                f"{100 * row['average']:.1f} %" if row["average"] else "",
                 f"{100 * row['relative']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]",
                 "" if evidence is None else f"{evidence:.2f}",
                 f"{1000 * row['seconds_per_answer']:.1f}" if row["seconds_per_answer"] else "",
@@ -145,9 +147,10 @@ def markdown(table: Sequence[dict[str, Any]], tasks: Sequence[str]) -> str:
     return "\n\n".join(
         [
             lines(overview(table)),
-            "Mean accuracy relative to full tokens with a 95 % interval (paired bootstrap over pictures); share of the "
-            "evidence's visual tokens kept (tiles only); milliseconds per answer without the vision encoder. `blank`: all "
-            "tokens of a blank picture; `majority`: always the most frequent answer.",
+            "`kept`: visual tokens after the last stage; `average`: averaged over the language model's layers. Mean accuracy "
+            "relative to full tokens with a 95 % interval (paired bootstrap over pictures); share of the evidence's tokens "
+            "kept (tiles only); milliseconds per answer without the vision encoder. `blank`: all tokens of a blank picture; "
+            "`majority`: always the most frequent answer.",
             "Accuracy per task:",
             lines(per_task(table, tasks)),
             "95 % Wilson intervals of the accuracies:",
@@ -164,10 +167,21 @@ def comma_separated(table: Sequence[dict[str, Any]], tasks: Sequence[str]) -> st
     writer = csv.writer(text, lineterminator="\n")
     per_task = [f"{kind}_{task}" for kind in ("accuracy", "low", "high", "evidence") for task in tasks]
     writer.writerow(
-        ["method", "keep_ratio", "kept", "mean", "relative", "relative_low", "relative_high", "seconds_per_answer", *per_task]
+        [
+            "method",
+            "keep_ratio",
+            "kept",
+            "average",
+            "mean",
+            "relative",
+            "relative_low",
+            "relative_high",
+            "seconds_per_answer",
+            *per_task,
+        ]
     )
     for row in table:
-        values = [row[name] for name in ("method", "keep_ratio", "kept", "mean", "relative")]
+        values = [row[name] for name in ("method", "keep_ratio", "kept", "average", "mean", "relative")]
         values += [*row["relative_interval"], row["seconds_per_answer"]]
         values += [row["accuracy"][task] for task in tasks] + [row["interval"][task][0] for task in tasks]
         values += [row["interval"][task][1] for task in tasks] + [row["evidence"][task] for task in tasks]
@@ -176,15 +190,15 @@ def comma_separated(table: Sequence[dict[str, Any]], tasks: Sequence[str]) -> st
 
 
 def plot(table: Sequence[dict[str, Any]], path: Path) -> None:
-    """Accuracy and evidence kept against visual tokens kept, one line per method, as PNG."""
+    """Accuracy and evidence kept against visual tokens kept (averaged over layers), one line per method, as PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     accuracy, evidence = figure.subplots(1, 2)
     methods = [name for name in dict.fromkeys(row["method"] for row in table) if name not in (FULL, BLANK, MAJORITY)]
     for number, method in enumerate(methods):
-        mine = sorted((row for row in table if row["method"] == method), key=lambda row: row["kept"])
-        kept = [100 * row["kept"] for row in mine]
+        mine = sorted((row for row in table if row["method"] == method), key=lambda row: row["average"])
+        kept = [100 * row["average"] for row in mine]
         middle = np.array([100 * row["relative"] for row in mine])
         ends = 100 * np.array([row["relative_interval"] for row in mine]).T
         style = {"color": f"C{number}", "marker": "os^vDPX*"[number % 8], "label": method}
@@ -199,7 +213,8 @@ def plot(table: Sequence[dict[str, Any]], path: Path) -> None:
             accuracy.annotate(name, (place, height), xycoords=("axes fraction", "data"), ha=side, va="bottom")
     limits = (0, 100)
     evidence.plot(limits, limits, color="gray", linewidth=0.8)
-    accuracy.set(xlabel="visual tokens kept (%)", ylabel="mean accuracy relative to all tokens (%)")
-    evidence.set(xlabel="visual tokens kept (%)", ylabel="evidence's tokens kept (%)", xlim=limits, ylim=limits)
+    label = "visual tokens kept, average over layers (%)"
+    accuracy.set(xlabel=label, ylabel="mean accuracy relative to all tokens (%)")
+    evidence.set(xlabel=label, ylabel="evidence's tokens kept (%)", xlim=limits, ylim=limits)
     accuracy.legend(frameon=False)
     figure.savefig(path, format="png", dpi=120)
