@@ -64,8 +64,8 @@ def evaluate(
         raise ValueError(f"--split must be one of {', '.join(SPLITS)}, got {split!r}. Choose one of these.")
     if match not in MATCHES:
         raise ValueError(f"--match must be one of {', '.join(MATCHES)}, got {match!r}. Choose one of these.")
-    names_of_methods = [*METHODS, DOWNSAMPLE] if methods == "all" else methods.split(",")
-    contenders = {contender.name: contender for contender in map(parse_contender, names_of_methods)}
+    named = [name for part in methods.split(",") for name in ([*METHODS, DOWNSAMPLE] if part == "all" else [part])]
+    contenders = {contender.name: contender for contender in map(parse_contender, named)}
     ratios = parse_ratios(keep)
     for ratio in ratios:
         check_keep_ratio(ratio)
