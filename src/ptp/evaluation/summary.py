@@ -191,9 +191,10 @@ def comma_separated(table: Sequence[dict[str, Any]], tasks: Sequence[str]) -> st
 
 def plot(table: Sequence[dict[str, Any]], path: Path) -> None:
     """Accuracy and evidence kept against visual tokens kept (averaged over layers), one line per method, as PNG."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
     accuracy, evidence = figure.subplots(1, 2)
     methods = [name for name in dict.fromkeys(row["method"] for row in table) if name not in (FULL, BLANK, MAJORITY)]
     for number, method in enumerate(methods):
@@ -201,7 +202,8 @@ def plot(table: Sequence[dict[str, Any]], path: Path) -> None:
         kept = [100 * row["average"] for row in mine]
         middle = np.array([100 * row["relative"] for row in mine])
         ends = 100 * np.array([row["relative_interval"] for row in mine]).T
-        style = {"color": f"C{number}", "marker": "os^vDPX*"[number % 8], "label": method}
+        color = colormaps["tab10" if len(methods) <= 10 else "tab20"](number)
+        style = {"color": color, "marker": "os^vDPX*"[number % 8], "label": method}
         accuracy.errorbar(kept, middle, abs(ends - middle), capsize=3, **style)
         recall = [mean_evidence(row) for row in mine]
         if None not in recall:
@@ -216,5 +218,5 @@ def plot(table: Sequence[dict[str, Any]], path: Path) -> None:
     label = "visual tokens kept, average over layers (%)"
     accuracy.set(xlabel=label, ylabel="mean accuracy relative to all tokens (%)")
     evidence.set(xlabel=label, ylabel="evidence's tokens kept (%)", xlim=limits, ylim=limits)
-    accuracy.legend(frameon=False)
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
     figure.savefig(path, format="png", dpi=120)
