@@ -30,7 +30,7 @@ from .model import PATCH, TOKENS_PER_TILE, build_config, build_model, build_toke
 
 CHECKPOINT_EVERY = 250
 LEARNED = Difficulty(questions={"relation": {"relations": ["left of"]}})
-"""What comes out has learned all tasks, but of the relations only this one: at the end, "above" is still at chance."""
+"""What comes out has learned all tasks, but of the relations only this one: at the end "above" is right two times in three."""
 
 
 class SeeHeads(nn.Module):
