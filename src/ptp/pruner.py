@@ -58,7 +58,8 @@ class Pruner:
 
     @property
     def text_rows(self) -> Literal["instruction", "last"] | None:
-        """Text tokens whose attention is `picture.relevance`: the instruction, or the prompt's last token."""
+        """Text tokens whose attention is `picture.relevance` and whose states are `picture.text_states`: the instruction, or
+        the prompt's last token; None reads no text."""
         return None
 
     @property

@@ -38,6 +38,12 @@ def check_keep_ratio(keep_ratio: float) -> None:
         )
 
 
+def check_share(name: str, value: float) -> None:
+    """Raise ValueError unless the setting `name`, a weight or a share, is in [0, 1]; NaN is not."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value}. It is a weight or a share; pass 0.5 for half.")
+
+
 def total_budget(keep_ratio: float, tokens: int) -> int:
     """Visual tokens a picture keeps: max(1, round(keep_ratio * tokens)).
 

@@ -23,7 +23,7 @@ class GlobalCom2Pruner(Pruner):
     Deviations: attention is first pooled onto visual tokens; ratios are made to meet the budget exactly.
 
     Attributes:
-        temperature: Of the softmax over tiles.
+        temperature: Of the softmax over tiles. The default is our choice, not checked against the paper's.
         vision_layer: Vision layer whose attention is read.
     """
 
@@ -33,7 +33,7 @@ class GlobalCom2Pruner(Pruner):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature must be a positive number, got {self.temperature}. Smaller is sharper.")
+            raise ValueError(f"temperature must be a positive number, got {self.temperature}. Smaller is sharper; try 10.")
 
     @property
     def vision_layers(self) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from .. import scoring
 from ..pruner import Pruner, Stage
 from ..runtime import Picture
-from ..selection import Selection, keep_best, tile_budgets, total_budget
+from ..selection import Selection, check_share, keep_best, tile_budgets, total_budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class HiREDPruner(Pruner):
     Deviations: attention is averaged over heads, as everywhere here; what a tile cannot take goes to the others.
 
     Attributes:
-        alpha: Share of the budget that the thumbnail gets.
+        alpha: Share of the budget that the thumbnail gets. The default is our choice, not checked against the paper's.
         early_layer, vision_layer: Vision layers that decide about tiles and tokens.
     """
 
@@ -29,8 +29,7 @@ class HiREDPruner(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must be in [0, 1], got {self.alpha}. It is the thumbnail's share of the budget.")
+        check_share("alpha", self.alpha)
 
     @property
     def vision_layers(self) -> tuple[int, ...]:

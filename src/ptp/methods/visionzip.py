@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from ..pruner import Pruner, Stage
 from ..runtime import Picture
-from ..selection import Selection, even_budgets, keep_best, total_budget
+from ..selection import Selection, check_share, even_budgets, keep_best, total_budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +30,7 @@ class VisionZipPruner(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.contextual <= 1:
-            raise ValueError(f"contextual must be in [0, 1], got {self.contextual}. It is a share of the kept tokens.")
+        check_share("contextual", self.contextual)
 
     @property
     def vision_layers(self) -> tuple[int, ...]:

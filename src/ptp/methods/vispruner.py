@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..pruner import Pruner, Stage
 from ..runtime import Picture
-from ..selection import Selection, even_budgets, total_budget
+from ..selection import Selection, check_share, even_budgets, total_budget
 
 STEP = 8
 """Duplicates removed at a time."""
@@ -33,8 +33,7 @@ class VisPruner(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.important <= 1:
-            raise ValueError(f"important must be in [0, 1], got {self.important}. It is a share of the kept tokens.")
+        check_share("important", self.important)
 
     @property
     def vision_layers(self) -> tuple[int, ...]:
