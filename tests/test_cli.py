@@ -110,8 +110,11 @@ OTHER = {
     "eval split": (["eval", "--split", "train"], "--split must be one of"),
     "eval results": (["eval", "--out", "taken.html"], "--out must end in .json"),
     "eval results exist": (["eval", "--out", "taken.json"], "Pass --force"),
-    "bench preset": (["bench", "--preset", "huge"], "--preset must be one of 100m"),
-    "bench layers": (["bench", "--prune-layers", "two"], "--prune-layers must be layer numbers"),
+    "bench preset": (["bench", "--preset", "huge"], "--preset must be one of tiny, 100m"),
+    "bench method": (["bench", "--methods", "magic"], "Method must be one of pyramid, random"),
+    "bench keep": (["bench", "--keep", "0"], "keep_ratio must be in"),
+    "bench match": (["bench", "--match", "median"], "--match must be one of final, average"),
+    "bench results": (["bench", "--out", "taken.html"], "--out must end in .json"),
     "demo page exists": (["demo", "--html", "taken.html"], "Pass --force"),
     "unknown command": (["sing"], "sing"),
 }

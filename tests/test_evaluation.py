@@ -9,12 +9,13 @@ from conftest import picture, processor, small_model
 
 from ptp import PyramidPruner, RandomPruner
 from ptp.bench.measure import answer, encode_prompt
-from ptp.evaluation import Cell, Examiner, batches, draw_sample, parse_contender, plan
-from ptp.evaluation.contenders import downsampled_tiles, matched_ratio
+from ptp.evaluation import Cell, Examiner, batches, draw_sample, plan
+from ptp.evaluation.baselines import downsampled_tiles
 from ptp.evaluation.samples import SPLITS, evidence_tokens
 from ptp.evaluation.store import read_cells, to_json
 from ptp.evaluation.summary import comma_separated, markdown, overview, per_task, plot, relative, rows, wilson
 from ptp.methods import METHODS
+from ptp.methods.variants import parse_variants
 from ptp.tiny.drawing import GRIDS, TILE, tiled_as_drawn
 from ptp.tiny.tasks import TASKS
 
@@ -69,14 +70,12 @@ def test_downsampling_never_takes_more_tokens_than_pruning(keep, tiles):
     assert count == tiles or tokens + 16 > keep * 16 * (tiles + 1) - 16, "no larger picture would fit"
 
 
-@pytest.mark.parametrize("name", [*METHODS, "pyramid:prune_layer=0", "downsample"])
+@pytest.mark.parametrize("name", [*METHODS, "pyramid:prune_layer=0"])
 @pytest.mark.parametrize("average", [0.5, 0.25, 0.1])
 def test_matched_methods_work_on_the_same_number_of_tokens(name, average):
-    contender, layers = parse_contender(name), 32
-    ratio = matched_ratio(contender, average, layers)
-    if name == "downsample":
-        assert ratio == average
-    elif ratio is None:
+    (contender,), layers = parse_variants(name), 32
+    ratio = contender.matched_ratio(average, layers)
+    if ratio is None:
         assert contender.pruner(1e-4).average_keep(layers) >= average
     else:
         alive, total = 1.0, 0.0
@@ -90,7 +89,7 @@ def test_matched_methods_work_on_the_same_number_of_tokens(name, average):
 def test_batches_give_every_picture_the_answer_it_gets_alone(name):
     model, proc = small_model("qwen2"), processor()
     drawn = [draw_sample(0, "tune", number) for number in range(6)]
-    contenders = [] if name == "full" else [parse_contender(name)]
+    contenders = [] if name == "full" else parse_variants(name, ("downsample",))
     examiner = Examiner(model, proc, batches(iter(drawn)), contenders)
     cell = Cell("read", contenders[0].method if contenders else "full", 0.5 if contenders else 1.0)
     examiner.fill(cell, contenders[0] if contenders else None)
@@ -117,7 +116,7 @@ def test_batches_give_every_picture_the_answer_it_gets_alone(name):
 def test_each_picture_is_encoded_once(monkeypatch):
     model, proc = small_model("qwen2"), processor()
     groups = batches(draw_sample(0, "tune", number) for number in range(4))
-    contenders = [parse_contender("random"), parse_contender("pyramid")]
+    contenders = parse_variants("random,pyramid")
     examiner = Examiner(model, proc, groups, contenders)
     encoded = []
     original = type(model).get_image_features
@@ -150,7 +149,7 @@ def test_random_within_region_budgets_takes_the_budgets_of_pyramid():
     traces = []
     for method in (
         RandomPruner(keep_ratio=0.3, region="attention_mass"),
-        PyramidPruner(keep_ratio=0.3, region="attention_mass", alpha=0),
+        PyramidPruner(keep_ratio=0.3, region="attention_mass", alpha=0, budgets="tile"),
     ):
         with torch.no_grad(), method(model, proc) as trace:
             model(**inputs)

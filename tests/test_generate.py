@@ -103,9 +103,13 @@ def test_attach_prunes_until_removed(model):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"alpha": 0}, {"alpha": 1}, {"region_alpha": 0.5}, {"normalize": "tile"}, {"thumbnail_keep": 0}]
-)
-@pytest.mark.parametrize("region", ["thumbnail_attention", "attention_mass", "cls_similarity", "uniform", "global"])
+    "settings",
+    [
+        {"alpha": 0}, {"alpha": 1}, {"region_alpha": 0.5}, {"normalize": "tile"}, {"thumbnail_keep": 0}, {"budgets": "tile"},
+        {"diversity": 0}, {"relevance": "similarity", "prune_layer": 1}, {"alpha": 0, "region_alpha": 1},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("region", ["thumbnail_attention", "attention_mass", "cls_similarity", "uniform"])
 def test_every_setting_keeps_the_budget(region, settings):
     inputs = encode(prompt(picture(1, (3, 2)), picture(2, (1, 1))), prompt(question="Hello"))
     with torch.no_grad(), ptp.PyramidPruner(keep_ratio=0.3, region=region, **settings)(small_model(), tokenizer()) as trace:
@@ -117,17 +121,25 @@ def test_every_setting_keeps_the_budget(region, settings):
 
 
 @pytest.mark.parametrize("thumbnail_keep", [None, 0.5])
-def test_without_a_region_level_the_best_tokens_of_the_picture_stay(thumbnail_keep):
+def test_without_regions_the_best_tokens_of_the_picture_stay(thumbnail_keep):
     inputs = encode(prompt(picture(1, (3, 2))))
-    method = ptp.PyramidPruner(keep_ratio=0.3, region="global", thumbnail_keep=thumbnail_keep)
-    with torch.no_grad(), method(small_model(), tokenizer()) as trace:
+    settings = {"region": "uniform", "region_alpha": 0.0, "diversity": 0.0, "thumbnail_keep": thumbnail_keep}
+    with torch.no_grad(), ptp.PyramidPruner(keep_ratio=0.3, **settings)(small_model(), tokenizer()) as trace:
         small_model()(**inputs)
     (image,) = trace.images
     fused, total = image.scores["fused"].tolist(), round(0.3 * 112)
     own = 0 if thumbnail_keep is None else 8
     pool, rest = (range(112), ()) if thumbnail_keep is None else (range(96), range(96, 112))
     best = sorted(pool, key=lambda j: -fused[j])[: total - own] + sorted(rest, key=lambda j: -fused[j])[:own]
-    assert image.kept.tolist() == sorted(best) and "region" not in image.scores
+    assert image.kept.tolist() == sorted(best)
+
+
+def test_the_published_form_reads_attention_and_keeps_to_tile_budgets():
+    method = ptp.PyramidPruner.published(keep_ratio=0.3, prune_layer=1)
+    assert (method.alpha, method.relevance, method.budgets, method.diversity) == (0.5, "attention", "tile", 0)
+    with torch.no_grad(), method(small_model(), tokenizer()) as trace:
+        small_model()(**encode(prompt(picture(1, (3, 2)))))
+    assert trace.images[0].budgets[-1] == round(0.3 * 16), "the thumbnail has a budget of its own"
 
 
 @pytest.mark.parametrize("grid", [(4, 3), (3, 4), (6, 2), (2, 6), (12, 1), (1, 5), (2, 2), (3, 1)])

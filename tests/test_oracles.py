@@ -104,12 +104,16 @@ def test_keeping_everything_changes_no_bit(model, method):
 # 3. Scores equal a loop over eager attention maps
 
 
+PAPER = {"relevance": "attention", "budgets": "tile", "diversity": 0.0, "alpha": 0.25}
+
+
 def scores_by_loop(model, inputs, method, grid) -> dict[str, torch.Tensor]:
-    """Section 2 of the design, token by token, over attention maps of the eager model."""
+    """Section 2 of the design, token by token, over attention maps of the eager model; then `PyramidPruner`'s extensions."""
     columns, rows = grid
     tiles = columns * rows + 1
     vision = model.model.vision_tower(inputs["pixel_values"], output_attentions=True).attentions[method.vision_layer]
-    text = model(**inputs, output_attentions=True).attentions[max(method.prune_layer - 1, 0)][0]  # (H, S, S)
+    maps = model(**inputs, output_attentions=True, output_hidden_states=True)
+    text = maps.attentions[max(method.prune_layer - 1, 0)][0]  # (H, S, S)
     patch = [[float(vision[t, :, 0, 1 + p].mean()) for p in range(64)] for t in range(tiles)]
     token = []
     for t in range(tiles):
@@ -123,7 +127,16 @@ def scores_by_loop(model, inputs, method, grid) -> dict[str, torch.Tensor]:
     end = ids.index(tokenizer().convert_tokens_to_ids("<|im_end|>"), last)
     instruction_tokens = range(last + 3, end)  # after </img> and its newline, up to <|im_end|>
     assert tokenizer().decode([ids[i] for i in instruction_tokens]) == "What is on the red circle?"
-    relevance = [max(float(text[:, i, first + j].mean()) for i in instruction_tokens) for j in range(16 * tiles)]
+
+    def scale(values):
+        return [(v - min(values)) / (max(values) - min(values)) for v in values]
+
+    states = maps.hidden_states[method.prune_layer][0].double()
+    units = [state / state.norm() for state in states]
+    attention = [max(float(text[:, i, first + j].mean()) for i in instruction_tokens) for j in range(16 * tiles)]
+    cosine = scale([max(float(units[i] @ units[first + j]) for i in instruction_tokens) for j in range(16 * tiles)])
+    both = [(a + c) / 2 for a, c in zip(scale(attention), cosine, strict=True)]
+    relevance = {"attention": attention, "similarity": cosine, "both": both}[method.relevance]
     mass = [0.0] * (tiles - 1)
     fine = 8 * columns * rows  # every patch and every tile is a whole number of these cells
     for y in range(fine):
@@ -135,12 +148,18 @@ def scores_by_loop(model, inputs, method, grid) -> dict[str, torch.Tensor]:
     region = [
         (1 - weight) * m / sum(mass) + weight * c / sum(tiles_relevance) for m, c in zip(mass, tiles_relevance, strict=True)
     ]
-
-    def scale(values):
-        return [(v - min(values)) / (max(values) - min(values)) for v in values]
-
     fused = [(1 - method.alpha) * a + method.alpha * c for a, c in zip(scale(token), scale(relevance), strict=True)]
+    novelty = [0.0] * (16 * tiles)
+    for t in range(tiles):
+        ranked = sorted(range(16 * t, 16 * t + 16), key=lambda j: -fused[j])
+        for rank, j in enumerate(ranked):
+            better = torch.stack([units[first + i] for i in ranked[:rank]]) if rank else units[0].new_zeros(0, len(units[0]))
+            alike = better @ units[first + j]
+            explained = alike @ torch.linalg.solve(better @ better.T + 0.1 * torch.eye(rank, dtype=torch.float64), alike)
+            novelty[j] = (1.1 - float(explained)) / 1.1
     parts = {"region": [*region, 1.0], "token": token, "instruction": relevance, "fused": fused}
+    if method.diversity:
+        parts["novelty"] = novelty
     return {name: torch.tensor(values) for name, values in parts.items()}
 
 
@@ -148,7 +167,7 @@ def scores_by_loop(model, inputs, method, grid) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("text", TEXT_MODELS)
 def test_scores_equal_the_loop(text, layer):
     grid = (3, 2)
-    method = pruner(prune_layer=layer)
+    method = pruner(prune_layer=layer, **PAPER)
     inputs = encode(prompt(picture(5, grid)))
     with torch.no_grad():
         expected = scores_by_loop(small_model(text, "eager"), inputs, method, grid)
@@ -164,14 +183,35 @@ def test_scores_equal_the_loop(text, layer):
     for tile, budget in enumerate(budgets):
         best = sorted(range(16), key=lambda j: -float(expected["fused"][16 * tile + j]))[:budget]
         kept += sorted(16 * tile + j for j in best)
+    check_trace(text, inputs, method, grid, expected, kept)
+    assert [sum(j // 16 == tile for j in kept) for tile in range(7)] == budgets
+
+
+@pytest.mark.parametrize("relevance", ["attention", "similarity", "both"])
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("text", TEXT_MODELS)
+def test_scores_of_competing_tokens_equal_the_loop(text, layer, relevance):
+    grid = (3, 2)
+    method = pruner(prune_layer=layer, relevance=relevance)
+    inputs = encode(prompt(picture(5, grid)))
+    with torch.no_grad():
+        expected = scores_by_loop(small_model(text, "eager"), inputs, method, grid)
+    weights = [6 * float(share) for share in expected["region"][:-1]] + [1.0]
+    fused, novelty = expected["fused"].tolist(), expected["novelty"].tolist()
+    score = [weights[j // 16] * fused[j] * novelty[j] ** 0.5 for j in range(112)]
+    kept = sorted(sorted(range(112), key=lambda j: -score[j])[: round(0.3 * 112)])
+    check_trace(text, inputs, method, grid, expected, kept)
+
+
+def check_trace(text, inputs, method, grid, expected, kept) -> None:
     for attention in ("eager", "sdpa"):
         _, trace = prune(small_model(text, attention), inputs, method)
         (image,) = trace.images
-        assert image.grid == grid
+        assert image.grid == grid and set(image.scores) == set(expected)
         for name, score in expected.items():
             torch.testing.assert_close(image.scores[name], score, atol=1e-4, rtol=0, msg=name)
-        assert image.budgets == budgets
         assert image.kept.tolist() == kept
+        assert image.budgets == [sum(j // 16 == tile for j in kept) for tile in range(len(image.sizes))]
 
 
 # 5. Batch = singles

@@ -93,6 +93,25 @@ def test_instruction_relevance_equals_the_loop(monkeypatch, rows_per_chunk):
             assert float(scores[b, j]) == pytest.approx(best, abs=1e-6)
 
 
+def test_similarity_takes_the_most_similar_word():
+    states = torch.tensor([[2.0, 0.0], [1.0, 1.0], [0.0, -3.0]])
+    text = torch.tensor([[5.0, 0.0], [0.0, 0.1]])
+    torch.testing.assert_close(scoring.similarity_relevance(states, text), torch.tensor([1.0, 0.5**0.5, 0.0]))
+    assert scoring.similarity_relevance(states, text[:0]).tolist() == [0, 0, 0]
+
+
+def test_novelty_is_what_better_tokens_of_the_tile_do_not_explain():
+    one, other = [1.0, 0.0, 0.0], [0.0, 2.0, 0.0]
+    states = torch.tensor([one, other, one, [3.0, 0.0, 0.0], one, other, [1.0, 1.0, 0.0]])
+    scores = torch.tensor([0.1, 0.2, 0.9, 0.5, 0.3, 0.9, 0.3])
+    noise = scoring.NOISE
+    twice, thrice = (1 + noise - n / (n + noise) for n in (1, 2))  # a copy of n better tokens
+    mixed = 1 + noise - 2 * 0.5 / (1 + noise)  # half of it along each of two
+    expected = torch.tensor([thrice, 1 + noise, 1 + noise, twice, 1 + noise, 1 + noise, mixed]) / (1 + noise)
+    torch.testing.assert_close(scoring.novelty(states, scores, (4, 3)), expected)
+    assert scoring.novelty(states, -scores, (4, 3)).argmax() == 0, "the best token of the first tile is new"
+
+
 def test_no_instruction_means_no_relevance():
     none = torch.zeros(1, 1, dtype=torch.bool)
     scores = scoring.instruction_relevance(

@@ -1,7 +1,7 @@
 """`Pruner`: the settings of a method, and the context manager that applies it to a model."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -105,6 +105,26 @@ class Pruner:
             yield handle.trace
         finally:
             handle.remove()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderReader(Pruner):
+    """Reads vision layers while pictures are encoded, so that many methods can share one encoding; it prunes nothing.
+
+    Attributes:
+        layers: Vision layers to read.
+    """
+
+    layers: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, pruners: Iterable[Pruner]) -> "EncoderReader":
+        """A reader of all that `pruners` read."""
+        return cls(layers=tuple({layer for pruner in pruners for layer in pruner.vision_layers}))
+
+    @property
+    def vision_layers(self) -> tuple[int, ...]:
+        return self.layers
 
 
 class Handle:

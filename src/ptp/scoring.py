@@ -4,13 +4,20 @@ Shape letters: B batch, S sequence, T tiles, P patches per tile, n visual tokens
 D head width, R instruction tokens.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 ROWS_PER_CHUNK = 128
 """Instruction rows scored at a time, so that a long prompt costs no more memory than a short one."""
+
+
+NOISE = 0.1
+"""Variance added to each token's own in `novelty`: how unlike tokens must be to count as different."""
 
 
 def cls_attention(queries: Tensor, keys: Tensor, scale: float | None = None) -> Tensor:
@@ -180,6 +187,53 @@ def instruction_relevance(
         weights = logits.softmax(dim=-1).mean(dim=(1, 2)) * (visible & row_valid[:, chunk, None])
         best = torch.maximum(best, weights.amax(dim=1)) if reduce == "max" else best + weights.sum(dim=1)
     return best if reduce == "max" else best / row_valid.sum(dim=1, keepdim=True).clamp_min(1)
+
+
+def similarity_relevance(states: Tensor, text: Tensor) -> Tensor:
+    """Score each visual token by its cosine similarity to the most similar instruction token.
+
+    Args:
+        states: (N, D) of the visual tokens. text: (R, D) of the instruction tokens, at the same layer.
+
+    Returns:
+        (N,) float32 in [-1, 1]; zero without instruction tokens.
+
+    Our extension of PTP, after CDPruner (arXiv 2506.10967), which compares with the mean of the instruction instead.
+    """
+    if not len(text):
+        return states.new_zeros(len(states), dtype=torch.float32)
+    return (F.normalize(states.float(), dim=-1) @ F.normalize(text.float(), dim=-1).mT).amax(dim=-1)
+
+
+def novelty(states: Tensor, scores: Tensor, sizes: Sequence[int]) -> Tensor:
+    """How little of a token is known from the better tokens of its tile.
+
+    The share of its direction that no linear combination of theirs explains, with ridge `NOISE`: the diagonal of one
+    Cholesky factor of their cosine similarities, best token first, so nothing is chosen token by token.
+
+    Args:
+        states: (N, D), tile after tile.
+        scores: (N,); of equal scores the earlier token is the better one.
+        sizes: Tokens of each tile; they sum to N.
+
+    Returns:
+        (N,) float32 in (0, 1]; the best token of a tile has 1.
+
+    Our extension of PTP: the conditional variance by which a determinantal point process (CDPruner, arXiv 2506.10967)
+    ranks tokens, given all better tokens rather than those chosen so far. One tile at a time, its cost grows linearly with N.
+    """
+    tile = [torch.arange(size, device=states.device) for size in sizes]
+    slot = pad_sequence(tile, batch_first=True, padding_value=-1)  # (T, n), -1 where a tile is smaller than the largest
+    valid = slot >= 0
+    padded = torch.full(valid.shape, -torch.inf, device=states.device)
+    padded[valid] = scores.to(states.device, torch.float32)
+    order = padded.argsort(dim=1, descending=True, stable=True)
+    units = states.new_zeros(*valid.shape, states.shape[-1], dtype=torch.float32)
+    units[valid] = F.normalize(states.float(), dim=-1)
+    units = units.gather(1, order[..., None].expand_as(units))
+    factor = torch.linalg.cholesky(units @ units.mT + NOISE * torch.eye(valid.shape[1], device=units.device))
+    unexplained = factor.diagonal(dim1=1, dim2=2).square() / (1 + NOISE)
+    return torch.zeros_like(unexplained).scatter_(1, order, unexplained)[valid]
 
 
 def minmax(scores: Tensor) -> Tensor:

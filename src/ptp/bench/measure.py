@@ -2,8 +2,7 @@
 
 import contextlib
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ..pruner import Pruner
 from ..runtime import Trace
+from .clock import seconds
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,6 @@ def answer(model: Any, processor: Any, inputs: dict[str, Any], max_new_tokens: i
     """The model's greedy answer as text."""
     ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     return processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-
-
-def seconds(run: Callable[[], Any], device: torch.device) -> float:
-    """Wall-clock seconds of one call, the device's queue drained before and after."""
-    synchronize(device)
-    start = time.perf_counter()
-    run()
-    synchronize(device)
-    return time.perf_counter() - start
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device; nothing to wait for on the CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 @torch.inference_mode()

@@ -1,13 +1,18 @@
 """The `ptp` command. Nothing heavy is imported before `main` runs, so that Ctrl-C ends it cleanly from the first moment."""
 
+import os
 import sys
 from typing import NoReturn
 
 INTERRUPTED = 130
+QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "99"}
+"""torch reads these when it is loaded: its profiler, which measures memory, talks on stderr otherwise."""
 
 
 def main() -> None:
     """Entry point of `ptp`."""
+    for name, quiet in QUIET.items():
+        os.environ.setdefault(name, quiet)
     try:
         from .app import run_command
 

@@ -1,4 +1,4 @@
-"""`ptp bench`: prefill time of full, pruned and the limit, side by side."""
+"""`ptp bench`: speed and memory of full, of every method, and of the limit, side by side in one run."""
 
 import dataclasses
 from pathlib import Path
@@ -6,77 +6,89 @@ from typing import Annotated
 
 import torch
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..bench.prefill import PrefillResult, bench_prefill
-from ..bench.presets import PRESETS
-from ..loader import parse_device, parse_dtype
+from ..bench.contest import compete
+from ..bench.presets import PRESETS, build
+from ..bench.prompt import make_prompt
+from ..bench.selection_cost import selection_costs
+from ..bench.summary import HEADS, markdown, plot, tables
+from ..loader import load, parse_device, parse_dtype
+from ..methods.variants import parse_variants
 from ..selection import check_keep_ratio
-from .options import check_results, parse_ratios, write_results
+from .options import check_match, check_results, parse_ratios, told_ratios, write_results, write_whole
+
+TILE_COUNTS = (1, 2, 4, 8, 16, 32, 64)
+"""Pictures that the cost of selection is measured on: 256 to 16,384 visual tokens where a tile has 256."""
 
 
 def bench(
-    preset: Annotated[str, typer.Option(help="Model shape, random weights.")] = "100m",
-    keep: Annotated[str, typer.Option(help="Keep ratios, comma-separated.")] = "0.5,0.2",
-    prune_layers: Annotated[str, typer.Option(help="Layers, comma-separated.")] = "0,2",
-    rounds: Annotated[int, typer.Option(min=2, help="Timed rounds per setting.")] = 7,
+    preset: Annotated[str, typer.Option(help=f"Model shape, random weights: {', '.join(PRESETS)}.")] = "100m",
+    model: Annotated[str | None, typer.Option(help="Checkpoint directory or hub id, instead of a preset.")] = None,
+    methods: Annotated[str, typer.Option(help="Methods, comma-separated, or all; pyramid:alpha=0 sets a setting.")] = "pyramid",
+    keep: Annotated[str, typer.Option(help="Keep ratios, comma-separated.")] = "0.5,0.25,0.1",
+    match: Annotated[
+        str, typer.Option(help="What --keep is: final (after the last stage) or average (over the language model's layers).")
+    ] = "final",
+    tiles: Annotated[int, typer.Option(min=1, help="Tiles of the picture, the thumbnail among them.")] = 13,
+    rounds: Annotated[int, typer.Option(min=2, help="Timed rounds.")] = 7,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Output tokens timed after each prefill.")] = 8,
+    naive: Annotated[bool, typer.Option("--naive", help="Also run with eager attention and full attention maps.")] = False,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the measurements here as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write NAME.json, .md and .png (give NAME.json).")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite existing measurements.")] = False,
 ) -> None:
-    """Time the language model's prefill: full, pruned, and the limit that no pruning can beat."""
-    if preset not in PRESETS:
-        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
-    ratios = parse_ratios(keep)
+    """Time, count and weigh a prefill: with all visual tokens, with each method, and the limit no pruning can beat."""
+    check_match(match)
+    variants, ratios = parse_variants(methods), parse_ratios(keep)
     for ratio in ratios:
         check_keep_ratio(ratio)
-    try:
-        layers = [int(part) for part in prune_layers.split(",")]
-    except ValueError as error:
-        raise ValueError(f"--prune-layers must be layer numbers separated by commas, got {prune_layers!r}.") from error
-    check_results(out, force)
+    check_results(out, force, (".json", ".md", ".png"))
     where = parse_device(device)
+    number = parse_dtype(dtype, where)
     torch.set_num_threads(threads)
-    model = PRESETS[preset](parse_dtype(dtype, where), where)
-    with Progress(transient=True) as progress:
-        bar = progress.add_task("Timing", total=len(ratios) * len(layers) * (rounds + 1))
-        results = bench_prefill(model, ratios, layers, rounds, lambda: progress.advance(bar))
-    Console().print(_table(results, f"{preset}, {results[0].visual_tokens[0]:,} visual tokens, {rounds} rounds, medians (ms)"))
+    built = build(preset, number, where) if model is None else load(model, device=where, dtype=number)[0]
+    console, name = Console(), preset if model is None else model
+    prompt = make_prompt(built, tiles, [variant.pruner(0.5) for variant in variants])
+    told = told_ratios(variants, ratios, match, len(prompt.adapter.layers), console)
+    entries = [(variant, ratio, told[variant.name, ratio]) for ratio in ratios for variant in variants]
+    bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*bars, console=console, transient=True) as progress:
+        runs = progress.add_task("Prefill and decode", total=None)
+        rows = compete(
+            prompt,
+            [(variant, ratio, given) for variant, ratio, given in entries if given is not None],
+            rounds=rounds,
+            new_tokens=new_tokens,
+            naive=naive,
+            total=lambda steps: progress.update(runs, total=steps),
+            advance=lambda: progress.advance(runs),
+        )
+        growing = progress.add_task("Selection", total=len(variants) * len(TILE_COUNTS))
+        costs = selection_costs(built, variants, ratios[0], TILE_COUNTS, lambda: progress.advance(growing))
+    size = sum(parameter.numel() for parameter in built.parameters())
+    title = f"{name}, {size / 1e6:,.0f} M parameters, {prompt.visual_tokens:,} visual tokens, {rounds} rounds, medians in ms"
+    console.print(title, highlight=False)
+    for kind, lines in tables(rows).items():
+        table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+        for head in HEADS[kind]:
+            table.add_column(head, justify="left" if head == "method" else "right", overflow="fold")
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
     if out is not None:
-        size = sum(parameter.numel() for parameter in model.parameters())
-        about = {"device": str(where), "dtype": str(model.dtype), "parameters": size, "rounds": rounds}
-        rows = [dataclasses.asdict(result) for result in results]
-        write_results(out, f"Prefill of the language model, {preset}", _markdown(results), rows, about)
+        about = {"model": name, "device": _device_name(where), "dtype": str(number).removeprefix("torch."), "parameters": size}
+        about |= {"attention": built.config._attn_implementation, "tiles": tiles, "rounds": rounds}
+        data = {"rows": [dataclasses.asdict(row) for row in rows], "selection": [dataclasses.asdict(cost) for cost in costs]}
+        write_results(out, f"Speed and memory: {name}", markdown(rows, costs, ratios[0]), data, about)
+        write_whole(out.with_suffix(".png"), lambda path: plot(rows, costs, path))
+        console.print(f"Wrote {out} and its .md and .png.", highlight=False, markup=False)
 
 
-COLUMNS = ("layer", "keep", "kept", "full", "ours", "limit", "speed-up", "ours / limit", "ours / (K full layers + rest)")
-
-
-def _cells(r: PrefillResult) -> list[str]:
-    times = (f"{1000 * t.median:.0f} [{1000 * t.low:.0f}, {1000 * t.high:.0f}]" for t in (r.full, r.ours, r.limit))
-    ratios = (f"{r.full.median / (r.ours.median + r.signals):.2f}x", f"{r.ratio:.3f}", f"{r.ratio_to_bound:.3f}")
-    return [str(r.prune_layer), f"{r.keep_ratio:g}", f"{r.visual_tokens[1]:,}", *times, *ratios]
-
-
-def _table(results: list[PrefillResult], title: str) -> Table:
-    table = Table(title=title)
-    for column in COLUMNS:
-        table.add_column(column, justify="right")
-    for result in results:
-        table.add_row(*_cells(result))
-    return table
-
-
-def _markdown(results: list[PrefillResult]) -> str:
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *map(_cells, results)]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"""{table}
-
-Milliseconds: median [quartiles] of interleaved rounds, the vision encoder not counted. "Ours" includes selection; the ratios
-also count the {1000 * results[0].signals:.1f} ms that scoring inside the vision encoder adds. The limit is the same model
-fed only the kept tokens, chosen for free.
-"""
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

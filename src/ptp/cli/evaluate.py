@@ -1,7 +1,6 @@
 """`ptp eval`: accuracy of the embedded model per task, method and keep ratio."""
 
 import hashlib
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,19 +13,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..adapters import adapter_for
-from ..evaluation import Cell, Contender, Examiner, batches, draw_sample, parse_contender, plan
-from ..evaluation.contenders import DOWNSAMPLE, matched_ratio
+from ..evaluation import Cell, Examiner, batches, draw_sample, plan
+from ..evaluation.baselines import DOWNSAMPLE
 from ..evaluation.samples import SPLITS
 from ..evaluation.store import read_cells, to_json
 from ..evaluation.summary import comma_separated, markdown, overview, per_task, plot, rows
 from ..loader import load
-from ..methods import METHODS
+from ..methods.variants import parse_variants
 from ..selection import check_keep_ratio
 from ..tiny import WEIGHTS
 from ..tiny.difficulty import read_difficulty
-from .options import check_writable, parse_ratios, provenance, titled, write_whole
+from .options import check_match, check_suffix, check_writable, parse_ratios, provenance, titled, told_ratios, write_whole
 
-MATCHES = ("final", "average")
+SUFFIXES = (".json", ".md", ".csv", ".png")
 
 
 def evaluate(
@@ -62,10 +61,8 @@ def evaluate(
             )
     if split not in SPLITS:
         raise ValueError(f"--split must be one of {', '.join(SPLITS)}, got {split!r}. Choose one of these.")
-    if match not in MATCHES:
-        raise ValueError(f"--match must be one of {', '.join(MATCHES)}, got {match!r}. Choose one of these.")
-    named = [name for part in methods.split(",") for name in ([*METHODS, DOWNSAMPLE] if part == "all" else [part])]
-    contenders = {contender.name: contender for contender in map(parse_contender, named)}
+    check_match(match)
+    contenders = {variant.name: variant for variant in parse_variants(methods, (DOWNSAMPLE,))}
     ratios = parse_ratios(keep)
     for ratio in ratios:
         check_keep_ratio(ratio)
@@ -73,9 +70,8 @@ def evaluate(
     settings |= {"seed": seed, "split": split, "match": match, "model": _identity(model)}
     done: list[Cell] = []
     if out is not None:
-        if out.suffix != ".json":
-            raise ValueError(f"--out must end in .json, got {str(out)!r}. The .md, .csv and .png are written beside it.")
-        for suffix in (".json", ".md", ".csv", ".png"):
+        check_suffix(out, SUFFIXES)
+        for suffix in SUFFIXES:
             check_writable(out.with_suffix(suffix))
         if not force:
             done = read_cells(out, settings)
@@ -83,10 +79,8 @@ def evaluate(
     loaded, processor = load(model, device=device)
     finished = {cell.key: cell for cell in done}
     console = Console()
-    told = _told(contenders.values(), ratios, match, len(adapter_for(loaded).layers))
-    for (method, asked), given in told.items():
-        if given is None:
-            console.print(f"{method} cannot average {asked:g} of the tokens: it prunes too late. Left out.", highlight=False)
+    pruning = [contender for contender in contenders.values() if contender.method != DOWNSAMPLE]
+    told = told_ratios(pruning, [ratio for ratio in ratios if ratio < 1], match, len(adapter_for(loaded).layers), console)
     planned = plan(list(contenders.values()), ratios, names)
     cells = [finished.get(cell.key, cell) for cell in planned if told.get(cell.key[1:], 1.0) is not None]
     bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -121,16 +115,6 @@ def evaluate(
         write_whole(out.with_suffix(".csv"), lambda path: path.write_text(comma_separated(table, names)))
         write_whole(out.with_suffix(".png"), lambda path: plot(table, path))
         console.print(f"Wrote {out} and its .md, .csv and .png.", highlight=False, markup=False)
-
-
-def _told(
-    contenders: Iterable[Contender], ratios: list[float], match: str, layers: int
-) -> dict[tuple[str, float], float | None]:
-    """The keep ratio that each contender is given at each ratio asked for; None where it cannot reach it."""
-    pairs = [(contender, ratio) for contender in contenders for ratio in ratios if ratio < 1]
-    if match == "final":
-        return {(contender.name, ratio): ratio for contender, ratio in pairs}
-    return {(contender.name, ratio): matched_ratio(contender, ratio, layers) for contender, ratio in pairs}
 
 
 def _save(out: Path, settings: dict[str, Any], cells: list[Cell], tasks: list[str]) -> dict[str, Any]:

@@ -6,20 +6,24 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from .. import __version__
 from ..methods import METHODS
+from ..methods.variants import Variant
 from ..pruner import Pruner
 from ..report import Answer
+
+MATCHES = ("final", "average")
 
 
 def build_pruner(method: str, **settings: Any) -> Pruner:
@@ -77,19 +81,43 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
-def check_results(out: Path | None, force: bool) -> None:
-    """`check_output` for both files of `write_results`."""
+def check_suffix(out: Path, suffixes: Sequence[str]) -> None:
+    """Refuse a name of results that does not end in the first of `suffixes`."""
+    if out.suffix != suffixes[0]:
+        beside = " and ".join([", ".join(suffixes[1:-1]), suffixes[-1]])
+        raise ValueError(f"--out must end in {suffixes[0]}, got {str(out)!r}. The {beside} are written beside it.")
+
+
+def check_results(out: Path | None, force: bool, suffixes: Sequence[str]) -> None:
+    """`check_suffix` and, of each file, `check_output`."""
     if out is not None:
-        if out.suffix != ".json":
-            raise ValueError(f"--out must end in .json, got {str(out)!r}. A .md of the same name is written beside it.")
-        check_output(out, force)
-        check_output(out.with_suffix(".md"), force)
+        check_suffix(out, suffixes)
+        for suffix in suffixes:
+            check_output(out.with_suffix(suffix), force)
 
 
-def write_results(out: Path, title: str, table: str, data: Any, about: dict[str, Any]) -> None:
+def check_match(match: str) -> None:
+    """Raise ValueError unless `match` is one of the ways to match methods."""
+    if match not in MATCHES:
+        raise ValueError(f"--match must be one of {', '.join(MATCHES)}, got {match!r}. Choose one of these.")
+
+
+def told_ratios(
+    variants: Iterable[Variant], ratios: Sequence[float], match: str, layers: int, console: Console
+) -> dict[tuple[str, float], float | None]:
+    """The keep ratio that each method is told for each that is asked for; None, and said so, where it cannot reach it."""
+    pairs = [(variant, ratio) for variant in variants for ratio in ratios]
+    told = {(v.name, ratio): ratio if match == "final" else v.matched_ratio(ratio, layers) for v, ratio in pairs}
+    for (name, ratio), given in told.items():
+        if given is None:
+            console.print(f"{name} cannot average {ratio:g} of the tokens: it prunes too late. Left out.", highlight=False)
+    return told
+
+
+def write_results(out: Path, title: str, table: str, data: dict[str, Any], about: dict[str, Any]) -> None:
     """Write measurements as NAME.json, and their Markdown table as NAME.md, both with their provenance."""
     about = {**provenance(), **about}
-    write_whole(out, lambda path: path.write_text(json.dumps({"about": about, "rows": data}, indent=1) + "\n"))
+    write_whole(out, lambda path: path.write_text(json.dumps({"about": about, **data}, indent=1) + "\n"))
     write_whole(out.with_suffix(".md"), lambda path: path.write_text(titled(title, table, about)))
 
 

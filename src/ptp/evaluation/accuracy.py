@@ -10,10 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..pruner import Pruner
+from ..methods.variants import Variant
+from ..pruner import EncoderReader
 from ..runtime import ImageTrace
 from ..tiny.tasks import Example
-from .contenders import BLANK, DOWNSAMPLE, FULL, Contender, downsampled_tiles
+from .baselines import BLANK, DOWNSAMPLE, FULL, downsampled_tiles
 from .samples import Sample, evidence_tokens
 
 MAX_NEW_TOKENS = 4
@@ -49,21 +50,10 @@ class Cell:
         return self.task, self.method, self.keep_ratio
 
 
-def plan(contenders: Sequence[Contender], keep_ratios: Sequence[float], tasks: Sequence[str]) -> list[Cell]:
+def plan(contenders: Sequence[Variant], keep_ratios: Sequence[float], tasks: Sequence[str]) -> list[Cell]:
     """The empty cells of an evaluation: the baselines without pruning first, then each contender at each ratio below 1."""
     columns = [(FULL, 1.0), (BLANK, 1.0), *((c.name, keep) for c in contenders for keep in keep_ratios if keep < 1)]
     return [Cell(task, name, keep) for name, keep in columns for task in tasks]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Reader(Pruner):
-    """Reads the vision layers of all contenders while a picture is encoded; it prunes nothing."""
-
-    layers: tuple[int, ...]
-
-    @property
-    def vision_layers(self) -> tuple[int, ...]:
-        return self.layers
 
 
 class Examiner:
@@ -73,12 +63,10 @@ class Examiner:
         contenders: All that will be asked of `fill`: the encoder is read for all of them.
     """
 
-    def __init__(
-        self, model: Any, processor: Any, batches: Sequence[Sequence[Sample]], contenders: Sequence[Contender]
-    ) -> None:
+    def __init__(self, model: Any, processor: Any, batches: Sequence[Sequence[Sample]], contenders: Sequence[Variant]) -> None:
         self.model, self.processor, self.batches = model, processor, batches
         pruners = [contender.pruner(0.5) for contender in contenders if contender.method != DOWNSAMPLE]
-        self._reader = _Reader(layers=tuple({layer for pruner in pruners for layer in pruner.vision_layers}))
+        self._reader = EncoderReader.of(pruners)
         self._encoded: dict[Any, Any] = {}
         self._prompts: dict[Any, dict[str, Tensor]] = {}
 
@@ -86,7 +74,7 @@ class Examiner:
     def fill(
         self,
         cell: Cell,
-        contender: Contender | None,
+        contender: Variant | None,
         advance: Callable[[int], None] = lambda count: None,
         ratio: float | None = None,
     ) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from .accuracy import Cell
-from .contenders import BLANK, FULL
+from .baselines import BLANK, FULL
 
 RESAMPLES = 2000
 MAJORITY = "majority"

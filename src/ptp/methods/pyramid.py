@@ -1,7 +1,7 @@
 """Pyramid Token Pruning (arXiv 2509.15704): tile budgets, token saliency and instruction relevance in one selection."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -10,40 +10,52 @@ from .. import scoring
 from ..pruner import Pruner, Stage
 from ..runtime import Picture
 from ..selection import Selection, check_share, keep_best, tile_budgets, total_budget
-from .regions import GLOBAL, check_region, region_shares
+from .regions import check_region, region_shares
+
+Relevance = Literal["attention", "similarity", "both"]
+Scope = Literal["picture", "tile"]
+CHOICES = {"relevance": get_args(Relevance), "normalize": get_args(Scope), "budgets": get_args(Scope)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PyramidPruner(Pruner):
-    """Keeps what is salient in the picture and what the instruction attends to.
+    """Keeps what is salient in the picture and what the instruction asks for, and nothing twice.
 
     The paper fixes the three levels, alpha = 0.5 and the maximum over instruction tokens; the other settings are our
-    reconstruction. The defaults are what measured best (docs/results/ablation.md), alpha among them, but for two: keeping
-    nothing of the thumbnail measures better at one tenth, on tasks that never ask about the whole picture; and pruning at
-    layer 3 is more accurate, at more cost.
+    reconstruction, and `relevance`, `budgets="picture"` and `diversity` our extensions. The defaults are what measured best
+    (docs/results/ablation.md says where they are not, and why); `published` is the paper's form.
 
     Attributes:
         alpha: Weight of the instruction in [0, 1]. 0 is purely visual and reads no text: the choice when many questions
             follow one picture; 1 is purely instruction-guided.
-        prune_layer: Tokens leave at the input of this language-model layer; the layer below scores the instruction
-            (0: before the language model, scored by a probe of layer 0).
-        region: Source of the tile saliency: one of `methods.regions.REGIONS`; "global" does without tile budgets, and
-            all tokens of a picture compete.
-        temperature: Softmax temperature of "cls_similarity"; attention shares are used as they are.
-        thumbnail_keep: Share of the thumbnail's tokens kept, in [0, 1]; None is `keep_ratio`.
+        prune_layer: Tokens leave at the input of this language-model layer; 0 is before the language model.
+        relevance: What the instruction says of a visual token: the "attention" its words pay it, in the layer below
+            `prune_layer` (0: by a probe of layer 0); the cosine "similarity" of its hidden state with theirs; "both", the
+            mean of the two, each rescaled to [0, 1]. Of several words the strongest counts.
+        region: Source of the tile saliency: one of `methods.regions.REGIONS`.
         region_alpha: Weight in [0, 1] of the share of instruction relevance that falls on a tile, beside its visual
             saliency; None is `alpha`. Our extension; 0 is the published form.
+        temperature: Softmax temperature of "cls_similarity"; attention shares are used as they are.
+        budgets: What a tile's share decides: how many tokens the "tile" may keep; or, tokens of the whole "picture"
+            competing for one budget, how much the scores of its tokens count.
+        thumbnail_keep: Share of the thumbnail's tokens kept, in [0, 1]. None: `keep_ratio`, or, where the tokens of the
+            picture compete, whatever they win.
+        diversity: Exponent, at least 0, of a token's novelty in its score: how little of it is known from better tokens
+            of its tile. 0 lets like tokens stay together.
         normalize: Min-max the two token scores over the "picture" or over each "tile".
         vision_layer: Vision layer whose attention is read; negative counts from the last.
     """
 
-    alpha: float = 0.25
-    prune_layer: int = 2
+    alpha: float = 0.5
+    prune_layer: int = 0
+    relevance: Relevance = "both"
     region: str = "thumbnail_attention"
-    temperature: float = 0.3
-    thumbnail_keep: float | None = None
     region_alpha: float | None = None
-    normalize: Literal["picture", "tile"] = "picture"
+    temperature: float = 0.3
+    budgets: Scope = "picture"
+    thumbnail_keep: float | None = None
+    diversity: float = 0.5
+    normalize: Scope = "picture"
     vision_layer: int = -1
 
     def __post_init__(self) -> None:
@@ -52,11 +64,14 @@ class PyramidPruner(Pruner):
             value = getattr(self, name)
             if value is not None:
                 check_share(name, value)
-        check_region(self.region, GLOBAL)
+        check_region(self.region)
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature must be a positive number, got {self.temperature}. Smaller is sharper; try 0.3.")
-        if self.normalize not in ("picture", "tile"):
-            raise ValueError(f"normalize must be 'picture' or 'tile', got {self.normalize!r}. Choose one of these.")
+        if not 0 <= self.diversity < float("inf"):
+            raise ValueError(f"diversity must be a number from 0 up, got {self.diversity}. 0 turns it off; try 0.5.")
+        for name, choices in CHOICES.items():
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}. Choose one of these.")
         for name in ("prune_layer", "vision_layer"):
             value = getattr(self, name)
             if not isinstance(value, int) or (name == "prune_layer" and value < 0):
@@ -64,8 +79,8 @@ class PyramidPruner(Pruner):
 
     @classmethod
     def published(cls, **settings: Any) -> "PyramidPruner":
-        """The method as published: alpha 0.5, and vision alone decides the budgets, by [CLS] similarity (probably: the paper's
-        text leaves the source open).
+        """The method as published: by attention alone, at layer 2, and vision alone decides the tile budgets, by [CLS]
+        similarity (probably: the paper's text leaves the layer and the source open).
 
         Args:
             settings: Any setting, over these: keep_ratio, prune_layer, ...
@@ -75,7 +90,8 @@ class PyramidPruner(Pruner):
 
         Source: arXiv 2509.15704, section III.
         """
-        return cls(**{"alpha": 0.5, "region": "cls_similarity", "region_alpha": 0.0, **settings})
+        paper = {"alpha": 0.5, "prune_layer": 2, "relevance": "attention", "region": "cls_similarity", "region_alpha": 0.0}
+        return cls(**{**paper, "budgets": "tile", "diversity": 0.0, **settings})
 
     def stages(self, layers: int) -> tuple[Stage, ...]:
         return (Stage(self.prune_layer, self.keep_ratio),)
@@ -86,44 +102,65 @@ class PyramidPruner(Pruner):
 
     @property
     def text_rows(self) -> Literal["instruction", "last"] | None:
-        return "instruction" if self.alpha > 0 or self._weight_in_budgets > 0 else None
+        return "instruction" if self.alpha > 0 or self._weight_in_regions > 0 else None
 
     @property
-    def _weight_in_budgets(self) -> float:
-        if self.region == GLOBAL:
-            return 0.0
+    def _weight_in_regions(self) -> float:
         return self.alpha if self.region_alpha is None else self.region_alpha
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
-        token = picture.attention.flatten()
-        instruction = torch.zeros_like(token) if self.text_rows is None else picture.relevance
+        sizes, total = picture.sizes, total_budget(stage.keep_ratio, picture.tokens)
+        token, instruction = picture.attention.flatten(), self.instruction(picture)
+        parts = [(token, instruction)]
         if self.normalize == "tile":
-            parts = zip(token.split(picture.sizes), instruction.split(picture.sizes), strict=True)
-            fused = torch.cat([scoring.fuse(a, c, self.alpha) for a, c in parts])
+            parts = list(zip(token.split(sizes), instruction.split(sizes), strict=True))
+        fused = torch.cat([scoring.fuse(a, c, self.alpha) for a, c in parts])
+        region = self.region_shares(picture, instruction)
+        novelty = scoring.novelty(picture.states, fused, sizes) if self.diversity > 0 else None
+        score = fused if novelty is None else fused * novelty.to(fused.device) ** self.diversity
+        if self.budgets == "tile":
+            budgets = tile_budgets(region.tolist(), sizes, total, self.thumbnail_keep)
+            kept = keep_best(score, sizes, budgets)
         else:
-            fused = scoring.fuse(token, instruction, self.alpha)
-        scores = {"token": token, "instruction": instruction, "fused": fused} if self.record_scores else {}
-        total = total_budget(stage.keep_ratio, picture.tokens)
-        if self.region == GLOBAL:
-            kept = self._keep_globally(fused, picture, total)
-            return Selection(kept, picture.count_per_tile(kept), scores)
-        region = self.region_shares(picture)
-        budgets = tile_budgets(region.tolist(), picture.sizes, total, self.thumbnail_keep)
-        if self.record_scores:
-            scores = {"region": torch.cat([region, region.new_ones(len(picture.sizes) - len(region))]), **scores}
-        return Selection(keep_best(fused, picture.sizes, budgets), budgets, scores)
+            kept = self._keep_of_picture(score * _weights(region, sizes), sizes, total)
+            budgets = picture.count_per_tile(kept)
+        if not self.record_scores:
+            return Selection(kept, budgets)
+        whole = torch.cat([region, region.new_ones(len(sizes) - len(region))])
+        scores = {"region": whole, "token": token, "instruction": instruction, "fused": fused}
+        return Selection(kept, budgets, scores if novelty is None else {**scores, "novelty": novelty})
 
-    def _keep_globally(self, fused: Tensor, picture: Picture, total: int) -> Tensor:
-        """The best tokens of the picture; the thumbnail apart only where `thumbnail_keep` gives it a share of its own."""
-        if self.thumbnail_keep is None or len(picture.sizes) == 1:
-            return keep_best(fused, [picture.tokens], [total])
-        groups = [picture.tokens - picture.sizes[-1], picture.sizes[-1]]
-        return keep_best(fused, groups, tile_budgets([1.0], groups, total, self.thumbnail_keep))
+    def instruction(self, picture: Picture) -> Tensor:
+        """Relevance (N,) of each visual token to the instruction, at least 0; zero where no text is read."""
+        if self.text_rows is None:
+            return torch.zeros_like(picture.attention).flatten()
+        if self.relevance == "attention":
+            return picture.relevance
+        similarity = scoring.minmax(scoring.similarity_relevance(picture.states, picture.text_states))
+        similarity = similarity.to(picture.attention.device)
+        return similarity if self.relevance == "similarity" else (scoring.minmax(picture.relevance) + similarity) / 2
 
-    def region_shares(self, picture: Picture) -> Tensor:
-        """Weights (T - 1,) of the tiles without the thumbnail, summing to 1; (1,) for a single tile."""
-        shares, weight = region_shares(picture, self.region, self.temperature), self._weight_in_budgets
+    def region_shares(self, picture: Picture, instruction: Tensor) -> Tensor:
+        """Weights (T - 1,) of the tiles without the thumbnail, summing to 1; (1,) for a single tile.
+
+        Args:
+            instruction: (N,) relevance of each token.
+        """
+        shares, weight = region_shares(picture, self.region, self.temperature), self._weight_in_regions
         if weight > 0 and len(picture.sizes) > 1:
-            relevance = torch.stack([part.sum() for part in picture.relevance.split(picture.sizes)[:-1]])
+            relevance = torch.stack([part.sum() for part in instruction.split(picture.sizes)[:-1]])
             shares = (1 - weight) * shares + weight * scoring.region_weights(relevance, None)
         return shares
+
+    def _keep_of_picture(self, score: Tensor, sizes: tuple[int, ...], total: int) -> Tensor:
+        """The best tokens of the picture; the thumbnail apart only where `thumbnail_keep` gives it a share of its own."""
+        if self.thumbnail_keep is None or len(sizes) == 1:
+            return keep_best(score, [len(score)], [total])
+        groups = [len(score) - sizes[-1], sizes[-1]]
+        return keep_best(score, groups, tile_budgets([1.0], groups, total, self.thumbnail_keep))
+
+
+def _weights(region: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """(N,) how much each token's score counts: its tile's share of the saliency over an even one; the thumbnail's is 1."""
+    per_tile = torch.cat([region * len(region), region.new_ones(len(sizes) - len(region))])
+    return per_tile.repeat_interleave(torch.tensor(sizes, device=region.device), output_size=sum(sizes))

@@ -15,14 +15,12 @@ REGIONS: dict[str, Callable[[Picture], Tensor]] = {
     "uniform": lambda p: torch.ones(len(p.sizes) - 1, device=p.attention.device),
 }
 """Saliency of the tiles without the thumbnail, by the source's name."""
-GLOBAL = "global"
-"""No region level: all tokens of the picture compete, whatever tile they are in."""
 
 
-def check_region(region: str, *others: str) -> None:
-    """Raise ValueError unless `region` names a source, or is one of `others`."""
-    if region not in (names := (*REGIONS, *others)):
-        raise ValueError(f"region must be one of {', '.join(names)}, got {region!r}. Choose one of these.")
+def check_region(region: str) -> None:
+    """Raise ValueError unless `region` names a source."""
+    if region not in REGIONS:
+        raise ValueError(f"region must be one of {', '.join(REGIONS)}, got {region!r}. Choose one of these.")
 
 
 def region_shares(picture: Picture, region: str, temperature: float = 0.3) -> Tensor:

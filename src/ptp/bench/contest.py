@@ -1,0 +1,322 @@
+"""Full, pruned and the limit side by side: interleaved rounds of every contender on one prompt."""
+
+import contextlib
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .. import scoring
+from ..methods.variants import Variant
+from ..pruner import Pruner, Stage, attach
+from ..runtime import Picture
+from ..runtime.cache import cache_bytes
+from ..selection import Selection
+from .clock import Mark, Timing, between, mark, seconds, timing
+from .costs import count_flops, peak_memory
+from .prompt import FIRST_WORD, Prompt
+
+FULL, LIMIT = "full", "limit"
+NAIVE = " (naive)"
+"""Added to the name of a contender that runs with eager attention and hands out all of its maps."""
+ENCODER_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one contender measured. Times in seconds, sizes in bytes.
+
+    Attributes:
+        method: Its name. keep_ratio: What was asked for.
+        visual_tokens: After the last stage. average_tokens: Averaged over the language model's layers.
+        encode: The vision encoder, with what the method reads there.
+        select: Scoring and selection, in the encoder and in the language model; None where nothing is selected.
+        prefill: The language model's, selection included.
+        decode: Each output token.
+        flops: Of the prefill. peak_memory: Of the prefill, beyond the weights and the prompt; None where it cannot be told.
+        cache_bytes: KV cache after the prefill.
+        speed_up: Prefill of full / ours, the encoder's share of `select` included.
+        over_limit: Ours / the model fed only the tokens of the last stage.
+        over_bound: Ours / the mean over layers of the model fed the tokens that each layer has.
+        select_share: `select` / prefill of full.
+    """
+
+    method: str
+    keep_ratio: float
+    visual_tokens: int
+    average_tokens: float
+    encode: Timing
+    select: Timing | None
+    prefill: Timing
+    decode: Timing
+    flops: int
+    peak_memory: int | None
+    cache_bytes: int
+    speed_up: float
+    over_limit: float
+    over_bound: float
+    select_share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopwatch(Pruner):
+    """Another pruner, its selections timed as they happen.
+
+    Attributes:
+        inner: The pruner. marks: (start, end) of each `select` since they were last cleared.
+    """
+
+    inner: Pruner
+    device: torch.device
+    marks: list[tuple[Mark, Mark]] = field(default_factory=list)
+
+    def stages(self, layers: int) -> tuple[Stage, ...]:
+        return self.inner.stages(layers)
+
+    @property
+    def vision_layers(self) -> tuple[int, ...]:
+        return self.inner.vision_layers
+
+    @property
+    def text_rows(self) -> Literal["instruction", "last"] | None:
+        return self.inner.text_rows
+
+    @property
+    def text_reduce(self) -> Literal["max", "mean"]:
+        return self.inner.text_reduce
+
+    def raters(self, picture: Picture) -> Tensor | None:
+        return self.inner.raters(picture)
+
+    def select(self, picture: Picture, stage: Stage) -> Selection:
+        start = mark(self.device)
+        selection = self.inner.select(picture, stage)
+        self.marks.append((start, mark(self.device)))
+        return selection
+
+
+@dataclass
+class Contender:
+    """One way to prefill the prompt, and its times so far.
+
+    Attributes:
+        pruner: None prunes nothing.
+        inputs: What the model is called with.
+        tokens: Visual tokens that each language-model layer works on; of a method, once it has run.
+        positions: Where the output tokens go; None lets the model count.
+        naive: Eager attention, all maps handed out.
+    """
+
+    name: str
+    keep_ratio: float
+    pruner: Stopwatch | None
+    inputs: dict[str, Any]
+    tokens: tuple[int, ...] = ()
+    positions: int | None = None
+    naive: bool = False
+    flops: int = 0
+    peak: int | None = None
+    cache: int = 0
+    prefill: list[float] = field(default_factory=list)
+    decode: list[float] = field(default_factory=list)
+    select: list[float] = field(default_factory=list)
+
+
+class Contest:
+    """Runs contenders on one prompt.
+
+    Args:
+        new_tokens: Output tokens decoded after each prefill.
+    """
+
+    def __init__(self, prompt: Prompt, new_tokens: int) -> None:
+        self.prompt, self.new_tokens = prompt, new_tokens
+        self.model, self.device = prompt.model, prompt.model.device
+        self.layers = len(prompt.adapter.layers)
+
+    def full(self, naive: bool = False) -> Contender:
+        """All tokens."""
+        tokens = (self.prompt.visual_tokens,) * self.layers
+        return Contender(FULL + NAIVE * naive, 1.0, None, self.prompt.whole(), tokens, naive=naive)
+
+    def pruned(self, variant: Variant, keep_ratio: float, told: float, naive: bool = False) -> Contender:
+        """A method at `keep_ratio`, for which it is told to keep `told`."""
+        pruner = Stopwatch(inner=variant.pruner(told), device=self.device)
+        return Contender(variant.name + NAIVE * naive, keep_ratio, pruner, self.prompt.whole(), naive=naive)
+
+    def limit(self, count: int) -> Contender:
+        """The model fed `count` visual tokens from the start."""
+        share, after = count / self.prompt.visual_tokens, self.prompt.ids.shape[1]
+        return Contender(LIMIT, share, None, self.prompt.fed(count), (count,) * self.layers, after)
+
+    @contextlib.contextmanager
+    def ready(self, contender: Contender) -> Iterator[None]:
+        """The model as the contender runs it."""
+        usual = self.model.config._attn_implementation
+        handle = attach(self.model, contender.pruner, self.prompt.markers) if contender.pruner else None
+        try:
+            if contender.naive:
+                self.model.set_attn_implementation("eager")
+            yield
+        finally:
+            if contender.naive:
+                self.model.set_attn_implementation(usual)
+            if handle is not None:
+                contender.tokens = handle.trace.layer_tokens or contender.tokens
+                handle.remove()
+
+    def run(self, contender: Contender) -> Any:
+        """One prefill."""
+        extra = {"output_attentions": True} if contender.naive else {}
+        return self.model(**contender.inputs, **extra, use_cache=True, logits_to_keep=1)
+
+    def measure_costs(self, contender: Contender) -> None:
+        """Count operations and memory; it warms up, too."""
+        with self.ready(contender):
+            held: list[Any] = []
+            contender.flops = count_flops(lambda: held.append(self.run(contender)))
+            contender.cache = cache_bytes(held.pop().past_key_values)
+            contender.peak = peak_memory(partial(self.run, contender), self.device)
+
+    def time_once(self, contender: Contender) -> None:
+        """One timed prefill, and the decoding after it."""
+        outputs: list[Any] = []
+        if contender.pruner:
+            contender.pruner.marks.clear()
+        with self.ready(contender):
+            contender.prefill.append(seconds(lambda: outputs.append(self.run(contender)), self.device))
+            cache = outputs.pop().past_key_values
+            contender.decode.append(seconds(partial(self._decode, cache, contender.positions), self.device) / self.new_tokens)
+        if contender.pruner:
+            contender.select.append(sum(between(*pair) for pair in contender.pruner.marks))
+
+    def _decode(self, cache: Any, positions: int | None) -> None:
+        word = torch.full((1, 1), FIRST_WORD, device=self.device)
+        for step in range(self.new_tokens):
+            place = {} if positions is None else {"position_ids": torch.full_like(word, positions + step)}
+            self.model(input_ids=word, past_key_values=cache, use_cache=True, **place)
+
+    def encoder_runs(self, contenders: Sequence[Contender]) -> int:
+        """How many times `time_encoders` runs the encoder."""
+        return ENCODER_ROUNDS * len({self._layers_read(contender) for contender in contenders})
+
+    def time_encoders(self, contenders: Sequence[Contender], advance: Callable[[], None]) -> dict[tuple[int, ...], Timing]:
+        """Seconds of the vision encoder by the vision layers that are read."""
+        readers = {self._layers_read(contender): contender for contender in contenders}
+        times: dict[tuple[int, ...], list[float]] = {layers: [] for layers in readers}
+        for _ in range(ENCODER_ROUNDS):
+            for layers, contender in readers.items():
+                with self.ready(contender):
+                    encode = partial(self.model.get_image_features, self.prompt.pixels, return_dict=True)
+                    times[layers].append(seconds(encode, self.device))
+                advance()
+        return {layers: timing(mine) for layers, mine in times.items()}
+
+    @staticmethod
+    def _layers_read(contender: Contender) -> tuple[int, ...]:
+        return tuple(sorted(set(contender.pruner.vision_layers))) if contender.pruner else ()
+
+    def row(
+        self,
+        mine: Contender,
+        full: Contender,
+        limits: dict[int, Contender],
+        encoders: dict[tuple[int, ...], Timing],
+        signal: float,
+    ) -> Row:
+        """What a contender measured; ratios are medians over rounds, each of times of the same round.
+
+        Args:
+            limits: By visual tokens. signal: Seconds that reading one vision layer takes.
+        """
+        total, rounds = self.prompt.visual_tokens, range(len(mine.prefill))
+        signals = signal * len(self._layers_read(mine))
+        fed = {count: contender.prefill for count, contender in limits.items()} | {total: full.prefill}
+        ours = [seconds + signals for seconds in mine.prefill]
+        bound = [statistics.mean(fed[count][r] for count in mine.tokens) for r in rounds]
+        select = timing([seconds + signals for seconds in mine.select]) if mine.select else None
+        return Row(
+            method=mine.name,
+            keep_ratio=mine.keep_ratio,
+            visual_tokens=mine.tokens[-1],
+            average_tokens=statistics.mean(mine.tokens),
+            encode=encoders[self._layers_read(mine)],
+            select=select,
+            prefill=timing(mine.prefill),
+            decode=timing(mine.decode),
+            flops=mine.flops,
+            peak_memory=mine.peak,
+            cache_bytes=mine.cache,
+            speed_up=statistics.median(full.prefill[r] / ours[r] for r in rounds),
+            over_limit=statistics.median(ours[r] / fed[mine.tokens[-1]][r] for r in rounds),
+            over_bound=statistics.median(ours[r] / bound[r] for r in rounds),
+            select_share=select.median / statistics.median(full.prefill) if select else 0.0,
+        )
+
+
+@torch.inference_mode()
+def compete(
+    prompt: Prompt,
+    entries: Sequence[tuple[Variant, float, float]],
+    *,
+    rounds: int,
+    new_tokens: int,
+    naive: bool = False,
+    total: Callable[[int], None] = lambda steps: None,
+    advance: Callable[[], None] = lambda: None,
+) -> list[Row]:
+    """Measure full, every entry, and the limits they are held against.
+
+    Args:
+        entries: (method, keep ratio asked for, keep ratio it is told).
+        rounds: Timed rounds; in each every contender runs once, in turn.
+        new_tokens: Output tokens decoded after each prefill.
+        naive: Also run full, and the methods that look at the text, with eager attention and full maps.
+        total: Told how many steps there are, once that is known. advance: Called after each.
+
+    Returns:
+        Full first, then the entries in their order; the limits last, most tokens first.
+    """
+    contest = Contest(prompt, new_tokens)
+    full = contest.full()
+    contenders = [full, *(contest.pruned(*entry) for entry in entries)]
+    if naive:
+        reading = [entry for entry, mine in zip(entries, contenders[1:], strict=True) if mine.pruner and mine.pruner.text_rows]
+        contenders += [contest.full(naive=True), *(contest.pruned(*entry, naive=True) for entry in reading)]
+    for contender in contenders:
+        contest.measure_costs(contender)
+        advance()
+    counts = {count for mine in contenders for count in mine.tokens} - {prompt.visual_tokens}
+    limits = {count: contest.limit(count) for count in sorted(counts, reverse=True)}
+    everyone = [*contenders, *limits.values()]
+    total((1 + rounds) * len(everyone) + contest.encoder_runs(contenders))
+    for contender in limits.values():
+        contest.measure_costs(contender)
+        advance()
+    encoders = contest.time_encoders(contenders, advance)
+    for _ in range(rounds):
+        for contender in everyone:
+            contest.time_once(contender)
+            advance()
+    signal = time_signal(prompt, rounds)
+    rows = [contest.row(mine, full, limits, encoders, signal) for mine in contenders]
+    return rows + [contest.row(mine, full, limits, encoders, signal) for mine in limits.values()]
+
+
+def time_signal(prompt: Prompt, rounds: int) -> float:
+    """Median seconds of reading one vision layer of the prompt's picture, on random queries and keys."""
+    adapter = prompt.adapter
+    where = adapter.vision_attention(-1)
+    score = scoring.cls_attention if adapter.has_cls else scoring.received_attention
+    height, width = prompt.model.config.vision_config.image_size
+    patch_height, patch_width = prompt.model.config.vision_config.patch_size
+    length = height * width // (patch_height * patch_width) + adapter.has_cls
+    head = prompt.model.config.vision_config.hidden_size // where.heads
+    shape = (len(prompt.pixels), where.heads, length, head)
+    queries, keys = (torch.randn(shape, dtype=prompt.model.dtype, device=prompt.model.device) for _ in range(2))
+    run = lambda: adapter.pool(score(queries, keys, where.scale))  # noqa: E731
+    return statistics.median(seconds(run, prompt.model.device) for _ in range(rounds + 1))

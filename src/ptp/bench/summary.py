@@ -1,0 +1,119 @@
+"""From measurements to tables and plots."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .contest import FULL, LIMIT, NAIVE, Row
+from .selection_cost import Cost, exponent
+
+NAME = ["method", "keep", "tokens", "average"]
+HEADS = {
+    "times": [*NAME, "encode", "select", "prefill", "per token", "speed-up", "/ limit", "/ bound"],
+    "sizes": [*NAME, "TFLOP", "peak MiB", "KV cache MiB"],
+}
+NOTES = """Times in milliseconds, medians of interleaved rounds (of the prefill: and half its interquartile range). `tokens`:
+visual tokens after the last stage; `average`: averaged over the language model's layers. `encode`: the vision encoder, with
+what the method reads there; `select`: scoring and selection; `prefill`: of the language model, with what is scored and
+selected in it; `per token`: each output token. `speed-up` of the prefill, scoring in the encoder counted against it.
+`/ limit`: ours over the model fed only the tokens of the last stage, chosen for free; `/ bound`: over the mean over layers of
+the model fed the tokens that each layer has; both are medians over rounds of ratios within a round. `peak`: memory the prefill
+holds beyond weights and prompt; `KV cache`: after it."""
+
+
+def tables(rows: Sequence[Row]) -> dict[str, list[list[str]]]:
+    """Lines of text under the `HEADS` of each table; times in milliseconds."""
+    return {"times": [_name(row) + _times(row) for row in rows], "sizes": [_name(row) + _sizes(row) for row in rows]}
+
+
+def _name(row: Row) -> list[str]:
+    return [row.method, f"{row.keep_ratio:.3g}", f"{row.visual_tokens:,}", f"{row.average_tokens:,.0f}"]
+
+
+def _times(row: Row) -> list[str]:
+    select = "" if row.select is None else _ms(row.select.median)
+    spread = f"{_ms(row.prefill.median)} ±{50 * (row.prefill.high - row.prefill.low) / row.prefill.median:.0f} %"
+    ratios = ["", ""] if row.method in (FULL, LIMIT) else [f"{row.over_limit:.3f}", f"{row.over_bound:.3f}"]
+    return [_ms(row.encode.median), select, spread, _ms(row.decode.median), f"{row.speed_up:.2f}x", *ratios]
+
+
+def _sizes(row: Row) -> list[str]:
+    peak = "" if row.peak_memory is None else f"{row.peak_memory / 2**20:,.1f}"
+    return [f"{row.flops / 1e12:.3g}", peak, f"{row.cache_bytes / 2**20:,.1f}"]
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:,.0f}" if seconds >= 0.1 else f"{1000 * seconds:.3g}"
+
+
+def markdown(rows: Sequence[Row], costs: Sequence[Cost], keep_ratio: float) -> str:
+    """All tables, for docs/results."""
+    both = tables(rows)
+    return "\n\n".join(
+        [
+            _table(HEADS["times"], both["times"]),
+            _table(HEADS["sizes"], both["sizes"]),
+            NOTES,
+            f"Selection alone at keep {keep_ratio:g}, in milliseconds, by the number of visual tokens (made-up pictures;\n"
+            "a method that takes seconds gets no larger one), and the power of that number it grows with:",
+            selection_table(costs) + "\n",
+        ]
+    )
+
+
+def selection_table(costs: Sequence[Cost]) -> str:
+    """A line per method, a column per number of visual tokens."""
+    tokens = sorted({cost.visual_tokens for cost in costs})
+    table = []
+    for method, mine in _by_method(costs).items():
+        found = {cost.visual_tokens: f"{1000 * cost.seconds:.3g}" for cost in mine}
+        power = exponent(mine)
+        table.append([method, *(found.get(count, "") for count in tokens), "" if power is None else f"{power:.2f}"])
+    return _table(["method", *(f"{count:,}" for count in tokens), "power"], table)
+
+
+def _by_method(costs: Sequence[Cost]) -> dict[str, list[Cost]]:
+    return {method: [c for c in costs if c.method == method] for method in dict.fromkeys(cost.method for cost in costs)}
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in (heads, ["---"] * len(heads), *rows))
+
+
+def plot(rows: Sequence[Row], costs: Sequence[Cost], path: Path) -> None:
+    """Prefill time against visual tokens with the limit drawn in; cost of selection against visual tokens. As PNG."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 5), layout="constrained")
+    prefill, selection = figure.subplots(1, 2)
+    methods = list(dict.fromkeys(row.method for row in rows if row.method not in (FULL, LIMIT, FULL + NAIVE)))
+    color = {name: colormaps["tab10" if len(methods) <= 10 else "tab20"](number) for number, name in enumerate(methods)}
+    marker = {name: "os^vDPX*<>"[number % 10] for number, name in enumerate(methods)}
+    line = sorted((row.visual_tokens, row.prefill.median) for row in rows if row.method in (FULL, LIMIT))
+    prefill.plot(*zip(*line, strict=True), color="black", linewidth=1, label="limit: fed only these tokens")
+    for row in rows:
+        if row.method == FULL + NAIVE:
+            prefill.plot(row.visual_tokens, row.prefill.median, "x", color="black", label=row.method)
+    for name in methods:
+        mine = sorted((row for row in rows if row.method == name), key=lambda row: row.visual_tokens)
+        times = [row.prefill.median for row in mine]
+        prefill.plot([row.visual_tokens for row in mine], times, ":", marker=marker[name], color=color[name], label=name)
+    for name, measured in _by_method(costs).items():
+        times = [1000 * cost.seconds for cost in measured]
+        style = {"marker": marker.get(name, "."), "color": color.get(name, "gray")}
+        selection.plot([cost.visual_tokens for cost in measured], times, **style)
+    prefill.set(xlabel="visual tokens after the last stage", ylabel="prefill (s)", xlim=(0, None), ylim=(0, None))
+    selection.set(xlabel="visual tokens", ylabel="scoring and selection (ms)", xscale="log", yscale="log")
+    _draw_linear(selection, costs)
+    figure.legend(*prefill.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def _draw_linear(axes: object, costs: Sequence[Cost]) -> None:
+    """A grey line of linear growth through the first method's last point."""
+    mine = next(iter(_by_method(costs).values()), [])
+    if mine:
+        counts = [cost.visual_tokens for cost in mine]
+        times = [1000 * mine[-1].seconds * count / counts[-1] for count in counts]
+        axes.plot(counts, times, color="gray", linewidth=0.8)  # type: ignore[attr-defined]
+        axes.annotate("linear", (counts[0], times[0]), color="gray", fontsize="small")  # type: ignore[attr-defined]
