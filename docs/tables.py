@@ -1,8 +1,10 @@
 """The result tables of the README and the model card, made from docs/results: `make readme` writes them, a test checks them."""
 
 import json
+import textwrap
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,98 +13,128 @@ from ptp.evaluation.summary import mean_evidence, relative
 
 RESULTS = Path(__file__).parent / "results"
 
-ABLATION: dict[str, dict[str, str | tuple[str, str]]] = {
+PUBLISHED = "pyramid:relevance=attention:region=cls_similarity:region_alpha=0:budgets=tile:diversity=0"
+ABLATION: dict[str, dict[str, str]] = {
     "signals": {
-        "all three (the default)": "pyramid",
-        "without the region level": "pyramid:region=global",
-        "without token saliency": "pyramid:alpha=1:region_alpha=0.25",
+        "all of them (the default)": "pyramid",
+        "without the region level": "pyramid:region=uniform:region_alpha=0",
+        "without token saliency": "pyramid:alpha=1:region_alpha=0.5",
         "without the instruction": "pyramid:alpha=0",
+        "without novelty": "pyramid:diversity=0",
         "region level alone": "random:region=thumbnail_attention",
-        "token saliency alone": "pyramid:alpha=0:region=global",
-        "instruction alone": "pyramid:alpha=1:region=global",
+        "token saliency alone": "pyramid:alpha=0:region=uniform:diversity=0",
+        "instruction alone": "pyramid:alpha=1:region=uniform:region_alpha=0:diversity=0",
         "none (random tokens)": "random",
-        "as published": "pyramid:alpha=0.5:region=cls_similarity:region_alpha=0",
+        "as published, at layer 0": PUBLISHED,
+    },
+    "instruction": {
+        "both, alpha 0.5 (the default)": "pyramid",
+        "both, alpha 0.25": "pyramid:alpha=0.25",
+        "both, alpha 0.75": "pyramid:alpha=0.75",
+        "attention": "pyramid:relevance=attention",
+        "attention, alpha 0.25": "pyramid:relevance=attention:alpha=0.25",
+        "similarity": "pyramid:relevance=similarity",
+        "similarity, alpha 0.75": "pyramid:relevance=similarity:alpha=0.75",
     },
     "region": {
         "thumbnail_attention (the default)": "pyramid",
         "attention_mass": "pyramid:region=attention_mass",
-        "cls_similarity, temperature 0.1": "pyramid:region=cls_similarity:temperature=0.1",
-        "cls_similarity, temperature 0.3": "pyramid:region=cls_similarity",
-        "cls_similarity, temperature 1": "pyramid:region=cls_similarity:temperature=1",
+        "cls_similarity": "pyramid:region=cls_similarity",
         "uniform": "pyramid:region=uniform",
         "region_alpha 0": "pyramid:region_alpha=0",
-        "region_alpha 0.5": "pyramid:region_alpha=0.5",
+        "region_alpha 0.75": "pyramid:region_alpha=0.75",
         "region_alpha 1": "pyramid:region_alpha=1",
+        "budgets of tiles": "pyramid:budgets=tile",
+        "budgets of tiles, none for the thumbnail": "pyramid:budgets=tile:thumbnail_keep=0",
+        "thumbnail_keep 0": "pyramid:thumbnail_keep=0",
     },
     "tokens": {
-        "alpha 0.25 (the default)": "pyramid",
-        "alpha 0.1": "pyramid:alpha=0.1",
-        "alpha 0.5": "pyramid:alpha=0.5",
-        "alpha 0.75": "pyramid:alpha=0.75",
+        "diversity 0.5 (the default)": "pyramid",
+        "diversity 0": "pyramid:diversity=0",
+        "diversity 0.25": "pyramid:diversity=0.25",
+        "diversity 1": "pyramid:diversity=1",
         "normalize tile": "pyramid:normalize=tile",
         "vision_layer -2": "pyramid:vision_layer=-2",
         "vision_layer -3": "pyramid:vision_layer=-3",
-        "thumbnail_keep 0": "pyramid:thumbnail_keep=0",
-        "thumbnail_keep 0.5": "pyramid:thumbnail_keep=0.5",
-        "thumbnail_keep 1": "pyramid:thumbnail_keep=1",
     },
     "layers": {
-        "prune_layer 2 (the default)": "pyramid",
-        "prune_layer 2, without the instruction": "pyramid:alpha=0",
-        "prune_layer 0": "pyramid:prune_layer=0",
-        "prune_layer 0, without the instruction": ("pyramid:prune_layer=0:alpha=0", "pyramid:prune_layer=0"),
+        "prune_layer 0 (the default)": "pyramid",
         "prune_layer 1": "pyramid:prune_layer=1",
-        "prune_layer 1, without the instruction": ("pyramid:prune_layer=1:alpha=0", "pyramid:prune_layer=1"),
+        "prune_layer 2": "pyramid:prune_layer=2",
+        "prune_layer 2, attention": "pyramid:prune_layer=2:relevance=attention",
+        "prune_layer 2, as published": PUBLISHED + ":prune_layer=2",
         "prune_layer 3": "pyramid:prune_layer=3",
-        "prune_layer 3, without the instruction": ("pyramid:prune_layer=3:alpha=0", "pyramid:prune_layer=3"),
     },
 }
-"""What docs/results/ablation.md compares: title -> method, as `ptp eval` takes it (and what to compare it with)."""
+"""What docs/results/ablation.md compares: title -> method, as `ptp eval` takes it."""
+
+
+def ablation_methods() -> str:
+    """All of them, for `ptp eval --methods`."""
+    return ",".join(dict.fromkeys(method for group in ABLATION.values() for method in group.values()))
+
+
+def _rows(name: str) -> list[dict[str, Any]]:
+    return json.loads((RESULTS / f"{name}.json").read_text())["rows"]
+
+
+def command(name: str) -> str:
+    """The command that measured `docs/results/NAME.json`, as it was given."""
+    text = json.loads((RESULTS / f"{name}.json").read_text())["about"]["command"]
+    lines = textwrap.wrap(f".venv/bin/{text}", 116, break_long_words=False, break_on_hyphens=False)
+    return "```\n" + " \\\n    ".join(lines) + "\n```"
 
 
 def _markdown(heads: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (heads, ["---"] * len(heads), *lines))
 
 
-def accuracy() -> str:
-    """Mean accuracy relative to all tokens, a line per method, a column per keep ratio."""
-    rows = json.loads((RESULTS / "accuracy.json").read_text())["rows"]
-    ratios = sorted({row["keep_ratio"] for row in rows if 0 < row["keep_ratio"] < 1}, reverse=True)
+def methods() -> str:
+    """Mean accuracy relative to all tokens, a line per method, a column per average of visual tokens; best at 25 % first."""
+    rows = [row for row in _rows("methods") if 0 < row["keep_ratio"] < 1]
+    ratios = sorted({row["keep_ratio"] for row in rows}, reverse=True)
     cells = {(row["method"], row["keep_ratio"]): row for row in rows}
-    lines = []
-    for method in dict.fromkeys(row["method"] for row in rows if 0 < row["keep_ratio"] < 1):
-        line = [method]
+    lines: dict[str, list[str]] = {}
+    for method in dict.fromkeys(row["method"] for row in rows):
+        line = [f"`{method}`"]
         for keep in ratios:
-            row = cells[method, keep]
-            low, high = row["relative_interval"]
-            line.append(f"{100 * row['relative']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]")
-        lines.append(line)
-    return _markdown(["", *(f"{100 * keep:g} % kept" for keep in ratios)], lines)
+            row = cells.get((method, keep))
+            text = "{:.1f} % [{:.1f}, {:.1f}]"
+            line.append(
+                text.format(*(100 * x for x in (row["relative"], *row["relative_interval"]))) if row else "out of reach"
+            )
+        lines[method] = line
+    middle = ratios[len(ratios) // 2]
+    best = sorted(lines, key=lambda name: -cells[name, middle]["relative"] if (name, middle) in cells else 0)
+    return _markdown(["", *(f"{100 * keep:g} % of the tokens" for keep in ratios)], [lines[name] for name in best])
 
 
 def full_accuracy() -> str:
     """Accuracy of the embedded model with all tokens, and what can be guessed, per task."""
-    rows = json.loads((RESULTS / "accuracy.json").read_text())["rows"]
+    rows = _rows("methods")
     names = {"full": "all tokens", "blank": "a blank picture", "majority": "the most frequent answer"}
     mine = {row["method"]: row["accuracy"] for row in rows if row["method"] in names}
     tasks = list(mine["full"])
     return _markdown(["", *tasks], [[names[method], *(f"{mine[method][task]:.3f}" for task in tasks)] for method in names])
 
 
-def prefill() -> str:
-    """Prefill times of the 100 M model: full, pruned and the limit."""
-    lines = []
-    for row in json.loads((RESULTS / "prefill_100m.json").read_text())["rows"]:
-        full, ours, limit = (row[name]["median"] for name in ("full", "ours", "limit"))
-        lines.append(
-            [
-                str(row["prune_layer"]), f"{100 * row['keep_ratio']:g} %", f"{full:.2f} s", f"{ours:.2f} s",
-                f"{full / (ours + row['signals']):.1f}x", f"{limit:.2f} s",
-                f"{row['ratio']:.2f}", f"{row['ratio_to_bound']:.2f}",
-            ]
-        )  # fmt: skip
-    heads = ["prune_layer", "kept", "full", "ptp", "speed-up", "limit", "ptp / limit", "ptp / (K full layers + rest)"]
-    return _markdown(heads, lines)
+def speed() -> str:
+    """Prefill of the 100 M model: full, pruned and the limit; a line per setting."""
+    rows = _rows("bench_100m")
+    full, lines = rows[0], []
+    for method, title in {"pyramid": "0", "pyramid:prune_layer=2": "2"}.items():
+        for row in (row for row in rows if row["method"] == method):
+            lines.append(
+                [
+                    title, f"{100 * row['keep_ratio']:g} %", f"{row['average_tokens']:,.0f}",
+                    f"{full['prefill']['median']:.2f} s", f"{row['prefill']['median']:.2f} s", f"{row['speed_up']:.1f}x",
+                    f"{row['over_limit']:.3f}", f"{row['over_bound']:.3f}", f"{100 * row['select_share']:.1f} %",
+                    f"{row['flops'] / full['flops']:.2f}", f"{row['peak_memory'] / full['peak_memory']:.2f}",
+                    f"{row['cache_bytes'] / full['cache_bytes']:.2f}",
+                ]
+            )  # fmt: skip
+    heads = ["prune_layer", "kept", "average", "full", "ptp", "speed-up", "ptp / limit", "ptp / (K full + rest)"]
+    return _markdown([*heads, "selection / full", "FLOPs", "peak memory", "KV cache"], lines)
 
 
 @cache
@@ -125,25 +157,13 @@ def ablation(group: str) -> str:
     rows, right = _ablation()
     ratios = sorted({keep for _, keep in rows if 0 < keep < 1}, reverse=True)
     lines = []
-    for title, (method, base) in _pairs(group).items():
+    for title, method in ABLATION[group].items():
         line = [title, f"`{method}`"]
         for keep in ratios:
             text = f"{100 * rows[method, keep]['relative']:.1f} %"
-            if method != base:
-                change = (100 * (value - 1) for value in relative(right[method, keep], right[base, keep]))
+            if method != "pyramid":
+                change = (100 * (value - 1) for value in relative(right[method, keep], right["pyramid", keep]))
                 text += " ({:+.1f} [{:+.1f}, {:+.1f}])".format(*change)
             line.append(f"{text}, {mean_evidence(rows[method, keep]):.2f}")
         lines.append(line)
     return _markdown(["", "`ptp eval --methods`", *(f"{100 * keep:g} % kept" for keep in ratios)], lines)
-
-
-def ablation_command() -> str:
-    """The command that measures the ablation."""
-    methods = ",".join(dict.fromkeys(method for group in ABLATION for method, _ in _pairs(group).values()))
-    settings = "--split tune --samples 200 --keep 0.5,0.25,0.1 --out docs/results/ablation_full.json"
-    return f"```\n.venv/bin/ptp eval {settings} \\\n    --methods {methods}\n```"
-
-
-def _pairs(group: str) -> dict[str, tuple[str, str]]:
-    """Title -> method and what it is compared with."""
-    return {title: (entry, "pyramid") if isinstance(entry, str) else entry for title, entry in ABLATION[group].items()}

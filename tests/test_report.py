@@ -54,7 +54,7 @@ def test_a_page_of_any_shape_is_escaped_and_self_contained(tmp_path, size):
     image = trace_of((3, 2), [0, 5, 40])
     trace = Trace(images=[image], visual_tokens=(112, 3))
     evil = "<script>alert('1')</script>"
-    answer = Answer(evil, evil, "no", 0.03, (112, 3), (2048, 100), (0.1, 0.05))
+    answer = Answer(evil, evil, "no", 0.03, (112, 3), 57.5, (2048, 100), (0.1, 0.05))
     page = Page(evil, [answer], [(evil, [Image.new("RGB", size)], trace)], {evil: evil})
     write_page(page, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
@@ -64,6 +64,6 @@ def test_a_page_of_any_shape_is_escaped_and_self_contained(tmp_path, size):
 
 
 def test_pages_tell_that_answers_differ(tmp_path):
-    row = Answer("q", "a", "b", 0.5, (2, 1), (2, 1), (1.0, 1.0))
+    row = Answer("q", "a", "b", 0.5, (2, 1), 1.5, (2, 1), (1.0, 1.0))
     write_page(Page("t", [row]), tmp_path / "page.html")
     assert 'class="text differs"' in (tmp_path / "page.html").read_text()

@@ -12,9 +12,9 @@ from .. import __version__
 from ..bench.measure import compare
 from ..loader import load
 from ..methods import PyramidPruner
-from ..report import Answer, Page, write_page
+from ..report import Page, write_page
 from ..tiny.demo import load_demo
-from .options import answer_table, check_output, write_whole
+from .options import answer_row, answer_table, check_output, write_whole
 
 KEEP_RATIOS = (0.5, 0.2)
 
@@ -35,19 +35,8 @@ def demo(
                 pruner = PyramidPruner(keep_ratio=keep)
                 picture = pictures[entry.picture]
                 result = compare(model, processor, [picture], entry.question, pruner, max_new_tokens=8)
-                trace = result.trace
-                page.answers.append(
-                    Answer(
-                        entry.question,
-                        result.full,
-                        result.pruned,
-                        keep,
-                        trace.visual_tokens,
-                        trace.cache_bytes,
-                        result.prefill,
-                    )
-                )
-                page.traces.append((f"{entry.question} ({100 * keep:g} % kept)", [picture], trace))
+                page.answers.append(answer_row(entry.question, keep, result))
+                page.traces.append((f"{entry.question} ({100 * keep:g} % kept)", [picture], result.trace))
                 right[keep] += result.pruned == entry.answer
             right[1.0] += result.full == entry.answer
     page.settings = {**dataclasses.asdict(pruner), "keep_ratio": KEEP_RATIOS, "model": "ptp-tiny", "ptp": __version__}

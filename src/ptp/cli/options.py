@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .. import __version__
+from ..bench.measure import Comparison
 from ..methods import METHODS
 from ..methods.variants import Variant
 from ..pruner import Pruner
@@ -146,6 +147,13 @@ def _processor_name() -> str:
     return names[0] if names else platform.machine()
 
 
+def answer_row(question: str, keep_ratio: float, result: Comparison) -> Answer:
+    """The row of a question that was answered both ways."""
+    trace = result.trace
+    tokens = (trace.visual_tokens, trace.average_tokens, trace.cache_bytes)
+    return Answer(question, result.full, result.pruned, keep_ratio, *tokens, result.prefill)
+
+
 def answer_table(answers: list[Answer]) -> Table:
     """Question, answers, tokens, times and sizes, full -> pruned; narrow enough for 80 columns."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
@@ -153,7 +161,7 @@ def answer_table(answers: list[Answer]) -> Table:
     table.add_column("Kept", justify="right", no_wrap=True)
     for column in ("Full", "Pruned"):
         table.add_column(column, overflow="fold")
-    for column in ("Visual\ntokens", "Prefill\nms", "KV cache\nKiB"):
+    for column in ("Visual\ntokens", "Avg. over\nlayers", "Prefill\nms", "KV cache\nKiB"):
         table.add_column(column, justify="right", no_wrap=True)
     previous = None
     for a in answers:
@@ -164,6 +172,7 @@ def answer_table(answers: list[Answer]) -> Table:
             "" if same else escape(a.full),
             escape(a.pruned),
             "{:,} -> {:,}".format(*a.visual_tokens),
+            f"{a.average_tokens:,.0f}",
             " -> ".join(f"{1000 * seconds:#.3g}".rstrip(".") for seconds in a.prefill),
             f"{a.cache_bytes[0] / 1024:,.0f} -> {a.cache_bytes[1] / 1024:,.0f}",
         )

@@ -12,8 +12,8 @@ from .. import __version__
 from ..bench.measure import compare
 from ..loader import load
 from ..pictures import open_picture
-from ..report import Answer, Page, figure, write_page
-from .options import answer_table, build_pruner, check_output, write_whole
+from ..report import Page, figure, write_page
+from .options import answer_row, answer_table, build_pruner, check_output, write_whole
 
 
 def run(
@@ -46,7 +46,7 @@ def run(
     loaded, processor = load(model, device=device, dtype=dtype)
     result = compare(loaded, processor, images, question, pruner, max_new_tokens=max_new_tokens)
     trace = result.trace
-    row = Answer(question, result.full, result.pruned, keep, trace.visual_tokens, trace.cache_bytes, result.prefill)
+    row = answer_row(question, keep, result)
     about = {
         "model": model or "ptp-tiny (embedded)",
         "method": method,

@@ -23,7 +23,7 @@ class GlobalCom2Pruner(Pruner):
     Deviations: attention is first pooled onto visual tokens; ratios are made to meet the budget exactly.
 
     Attributes:
-        temperature: Of the softmax over tiles. The default is our choice, not checked against the paper's.
+        temperature: Of the softmax over tiles; the default is that of the authors' code.
         vision_layer: Vision layer whose attention is read.
     """
 

@@ -19,7 +19,7 @@ class HiREDPruner(Pruner):
     Deviations: attention is averaged over heads, as everywhere here; what a tile cannot take goes to the others.
 
     Attributes:
-        alpha: Share of the budget that the thumbnail gets. The default is our choice, not checked against the paper's.
+        alpha: Share of the budget that the thumbnail gets; the default is that of the authors' scripts.
         early_layer, vision_layer: Vision layers that decide about tiles and tokens.
     """
 

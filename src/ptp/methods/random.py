@@ -21,7 +21,7 @@ class RandomPruner(Pruner):
             level does alone; None ignores tiles.
     """
 
-    prune_layer: int = 2
+    prune_layer: int = 0
     seed: int = 0
     region: str | None = None
 

@@ -20,6 +20,7 @@ class Answer:
         question, full, pruned: Texts; `full` is the answer with all visual tokens.
         keep_ratio: Share kept.
         visual_tokens, cache_bytes: (before, after).
+        average_tokens: Visual tokens after, averaged over the language model's layers.
         prefill: (before, after) seconds of the language model's prefill.
     """
 
@@ -28,6 +29,7 @@ class Answer:
     pruned: str
     keep_ratio: float
     visual_tokens: tuple[int, int]
+    average_tokens: float
     cache_bytes: tuple[int, int]
     prefill: tuple[float, float]
 
