@@ -112,6 +112,20 @@ def test_novelty_is_what_better_tokens_of_the_tile_do_not_explain():
     assert scoring.novelty(states, -scores, (4, 3)).argmax() == 0, "the best token of the first tile is new"
 
 
+@pytest.mark.parametrize("sizes", [(7,), (3, 3), (6, 1, 5), (9, 8)])
+def test_novelty_looks_at_near_tokens_only(monkeypatch, sizes):
+    monkeypatch.setattr(scoring, "NEIGHBOURS", 3)
+    generator = torch.Generator().manual_seed(0)
+    states, scores = torch.randn(sum(sizes), 5, generator=generator), torch.randn(sum(sizes), generator=generator)
+    runs = {1: [1], 3: [3], 5: [3, 2], 6: [3, 3], 7: [3, 2, 2], 8: [3, 3, 2], 9: [3, 3, 3]}
+    expected = [
+        scoring.novelty(part, mine, (len(part),))
+        for part, mine in zip(*(x.split([n for size in sizes for n in runs[size]]) for x in (states, scores)), strict=True)
+    ]
+    torch.testing.assert_close(scoring.novelty(states, scores, sizes), torch.cat(expected))
+    assert len(expected) > len(sizes) or max(sizes) <= 3
+
+
 def test_no_instruction_means_no_relevance():
     none = torch.zeros(1, 1, dtype=torch.bool)
     scores = scoring.instruction_relevance(

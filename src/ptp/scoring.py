@@ -16,6 +16,9 @@ ROWS_PER_CHUNK = 128
 """Instruction rows scored at a time, so that a long prompt costs no more memory than a short one."""
 
 
+TINY = 1e-12
+NEIGHBOURS = 64
+"""Tokens that `novelty` compares with each other, at most."""
 NOISE = 0.1
 """Variance added to each token's own in `novelty`: how unlike tokens must be to count as different."""
 
@@ -202,11 +205,12 @@ def similarity_relevance(states: Tensor, text: Tensor) -> Tensor:
     """
     if not len(text):
         return states.new_zeros(len(states), dtype=torch.float32)
-    return (F.normalize(states.float(), dim=-1) @ F.normalize(text.float(), dim=-1).mT).amax(dim=-1)
+    best = (states.float() @ F.normalize(text.float(), dim=-1).mT).amax(dim=-1)
+    return best / states.float().norm(dim=-1).clamp_min(TINY)
 
 
 def novelty(states: Tensor, scores: Tensor, sizes: Sequence[int]) -> Tensor:
-    """How little of a token is known from the better tokens of its tile.
+    """How little of a token is known from better tokens near it.
 
     The share of its direction that no linear combination of theirs explains, with ridge `NOISE`: the diagonal of one
     Cholesky factor of their cosine similarities, best token first, so nothing is chosen token by token.
@@ -214,26 +218,41 @@ def novelty(states: Tensor, scores: Tensor, sizes: Sequence[int]) -> Tensor:
     Args:
         states: (N, D), tile after tile.
         scores: (N,); of equal scores the earlier token is the better one.
-        sizes: Tokens of each tile; they sum to N.
+        sizes: Tokens of each tile; they sum to N. "Near" is the same tile, in larger ones the same run of about
+            `NEIGHBOURS` tokens (rows of the tile): so the cost is a small share of one layer's, and grows linearly with N.
 
     Returns:
-        (N,) float32 in (0, 1]; the best token of a tile has 1.
+        (N,) float32 in (0, 1]; the best token of a run has 1.
 
     Our extension of PTP: the conditional variance by which a determinantal point process (CDPruner, arXiv 2506.10967)
-    ranks tokens, given all better tokens rather than those chosen so far. One tile at a time, its cost grows linearly with N.
+    ranks tokens, given all better tokens rather than those chosen so far.
     """
-    tile = [torch.arange(size, device=states.device) for size in sizes]
-    slot = pad_sequence(tile, batch_first=True, padding_value=-1)  # (T, n), -1 where a tile is smaller than the largest
-    valid = slot >= 0
-    padded = torch.full(valid.shape, -torch.inf, device=states.device)
-    padded[valid] = scores.to(states.device, torch.float32)
-    order = padded.argsort(dim=1, descending=True, stable=True)
-    units = states.new_zeros(*valid.shape, states.shape[-1], dtype=torch.float32)
-    units[valid] = F.normalize(states.float(), dim=-1)
-    units = units.gather(1, order[..., None].expand_as(units))
-    factor = torch.linalg.cholesky(units @ units.mT + NOISE * torch.eye(valid.shape[1], device=units.device))
+    runs = [length for size in sizes for length in _runs(size)]
+    rows, ranks = split(states.float(), runs), split(scores.to(states.device, torch.float32), runs, fill=-torch.inf)
+    order = ranks.argsort(dim=1, descending=True, stable=True)
+    alike = rows @ rows.mT
+    scale = alike.diagonal(dim1=1, dim2=2).clamp_min(TINY).rsqrt()
+    alike = alike * scale[:, :, None] * scale[:, None]  # cosines
+    alike = alike.gather(1, order[:, :, None].expand_as(alike)).gather(2, order[:, None].expand_as(alike))
+    factor = torch.linalg.cholesky(alike + NOISE * torch.eye(order.shape[1], device=alike.device))
     unexplained = factor.diagonal(dim1=1, dim2=2).square() / (1 + NOISE)
-    return torch.zeros_like(unexplained).scatter_(1, order, unexplained)[valid]
+    found = torch.zeros_like(unexplained).scatter_(1, order, unexplained)
+    if len(set(runs)) == 1:
+        return found.flatten()
+    return torch.cat([row[:length] for row, length in zip(found, runs, strict=True)])
+
+
+def _runs(size: int) -> list[int]:
+    """Cut a tile into equal runs of at most `NEIGHBOURS` tokens."""
+    count = -(-size // NEIGHBOURS)
+    return [size // count + (number < size % count) for number in range(count)]
+
+
+def split(values: Tensor, sizes: Sequence[int], fill: float = 0.0) -> Tensor:
+    """Split (N, ...) into (T, n, ...), parts smaller than the largest filled up; a view where all are alike."""
+    if len(set(sizes)) == 1:
+        return values.view(len(sizes), sizes[0], *values.shape[1:])
+    return pad_sequence(list(values.split(list(sizes))), batch_first=True, padding_value=fill)
 
 
 def minmax(scores: Tensor) -> Tensor:

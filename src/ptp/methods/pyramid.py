@@ -41,14 +41,14 @@ class PyramidPruner(Pruner):
         thumbnail_keep: Share of the thumbnail's tokens kept, in [0, 1]. None: `keep_ratio`, or, where the tokens of the
             picture compete, whatever they win.
         diversity: Exponent, at least 0, of a token's novelty in its score: how little of it is known from better tokens
-            of its tile. 0 lets like tokens stay together.
+            near it (`scoring.novelty`). 0 lets like tokens stay together.
         normalize: Min-max the two token scores over the "picture" or over each "tile".
         vision_layer: Vision layer whose attention is read; negative counts from the last.
     """
 
     alpha: float = 0.5
     prune_layer: int = 0
-    relevance: Relevance = "both"
+    relevance: Relevance = "similarity"
     region: str = "thumbnail_attention"
     region_alpha: float | None = None
     temperature: float = 0.3

@@ -62,7 +62,10 @@ class TextReader:
         return [replace(p, read_relevance=reader(span)) for span, p in zip(call.spans, pictures, strict=True)]
 
     def _with_states(self, call: Call, layer: int, hidden: Tensor, places: Tensor, span: Span, picture: Picture) -> Picture:
+        @cache
         def states() -> Tensor:
+            if call.short is None:  # nothing has left yet: no need to copy
+                return hidden[span.row, span.start : span.start + span.tokens]
             return hidden[span.row, places[span.row, span.start + picture.alive.to(places.device)]]
 
         def text() -> Tensor:
