@@ -236,9 +236,9 @@ class Contest:
         total, rounds = self.prompt.visual_tokens, range(len(mine.prefill))
         signals = signal * len(self._layers_read(mine))
         fed = {count: contender.prefill for count, contender in limits.items()} | {total: full.prefill}
-        ours = [seconds + signals for seconds in mine.prefill]
+        ours = [spent + signals for spent in mine.prefill]
         bound = [statistics.mean(fed[count][r] for count in mine.tokens) for r in rounds]
-        select = timing([seconds + signals for seconds in mine.select]) if mine.select else None
+        select = timing([spent + signals for spent in mine.select]) if mine.select else None
         return Row(
             method=mine.name,
             keep_ratio=mine.keep_ratio,

@@ -6,10 +6,9 @@ from pathlib import Path
 from .contest import FULL, LIMIT, NAIVE, Row
 from .selection_cost import Cost, exponent
 
-NAME = ["method", "keep", "tokens", "average"]
 HEADS = {
-    "times": [*NAME, "encode", "select", "prefill", "per token", "speed-up", "/ limit", "/ bound"],
-    "sizes": [*NAME, "TFLOP", "peak MiB", "KV cache MiB"],
+    "prefill": ["method", "keep", "tokens", "average", "prefill", "speed-up", "/ limit", "/ bound"],
+    "costs": ["method", "keep", "encode", "select", "per token", "TFLOP", "peak MiB", "KV MiB"],
 }
 NOTES = """Times in milliseconds, medians of interleaved rounds (of the prefill: and half its interquartile range). `tokens`:
 visual tokens after the last stage; `average`: averaged over the language model's layers. `encode`: the vision encoder, with
@@ -17,28 +16,29 @@ what the method reads there; `select`: scoring and selection; `prefill`: of the 
 selected in it; `per token`: each output token. `speed-up` of the prefill, scoring in the encoder counted against it.
 `/ limit`: ours over the model fed only the tokens of the last stage, chosen for free; `/ bound`: over the mean over layers of
 the model fed the tokens that each layer has; both are medians over rounds of ratios within a round. `peak`: memory the prefill
-holds beyond weights and prompt; `KV cache`: after it."""
+holds beyond weights and prompt; `KV`: the cache after it."""
 
 
 def tables(rows: Sequence[Row]) -> dict[str, list[list[str]]]:
     """Lines of text under the `HEADS` of each table; times in milliseconds."""
-    return {"times": [_name(row) + _times(row) for row in rows], "sizes": [_name(row) + _sizes(row) for row in rows]}
+    return {"prefill": [_prefill(row) for row in rows], "costs": [_costs(row) for row in rows]}
 
 
 def _name(row: Row) -> list[str]:
-    return [row.method, f"{row.keep_ratio:.3g}", f"{row.visual_tokens:,}", f"{row.average_tokens:,.0f}"]
+    return [row.method, f"{row.keep_ratio:.3g}"]
 
 
-def _times(row: Row) -> list[str]:
-    select = "" if row.select is None else _ms(row.select.median)
+def _prefill(row: Row) -> list[str]:
     spread = f"{_ms(row.prefill.median)} ±{50 * (row.prefill.high - row.prefill.low) / row.prefill.median:.0f} %"
     ratios = ["", ""] if row.method in (FULL, LIMIT) else [f"{row.over_limit:.3f}", f"{row.over_bound:.3f}"]
-    return [_ms(row.encode.median), select, spread, _ms(row.decode.median), f"{row.speed_up:.2f}x", *ratios]
+    tokens = [f"{row.visual_tokens:,}", f"{row.average_tokens:,.0f}"]
+    return [*_name(row), *tokens, spread, f"{row.speed_up:.2f}x", *ratios]
 
 
-def _sizes(row: Row) -> list[str]:
+def _costs(row: Row) -> list[str]:
+    times = [_ms(row.encode.median), "" if row.select is None else _ms(row.select.median), _ms(row.decode.median)]
     peak = "" if row.peak_memory is None else f"{row.peak_memory / 2**20:,.1f}"
-    return [f"{row.flops / 1e12:.3g}", peak, f"{row.cache_bytes / 2**20:,.1f}"]
+    return [*_name(row), *times, f"{row.flops / 1e12:.3g}", peak, f"{row.cache_bytes / 2**20:,.1f}"]
 
 
 def _ms(seconds: float) -> str:
@@ -50,8 +50,8 @@ def markdown(rows: Sequence[Row], costs: Sequence[Cost], keep_ratio: float) -> s
     both = tables(rows)
     return "\n\n".join(
         [
-            _table(HEADS["times"], both["times"]),
-            _table(HEADS["sizes"], both["sizes"]),
+            _table(HEADS["prefill"], both["prefill"]),
+            _table(HEADS["costs"], both["costs"]),
             NOTES,
             f"Selection alone at keep {keep_ratio:g}, in milliseconds, by the number of visual tokens (made-up pictures;\n"
             "a method that takes seconds gets no larger one), and the power of that number it grows with:",
@@ -86,7 +86,7 @@ def plot(rows: Sequence[Row], costs: Sequence[Cost], path: Path) -> None:
 
     figure = Figure(figsize=(13, 5), layout="constrained")
     prefill, selection = figure.subplots(1, 2)
-    methods = list(dict.fromkeys(row.method for row in rows if row.method not in (FULL, LIMIT, FULL + NAIVE)))
+    methods = list(dict.fromkeys(r.method for r in rows if r.method not in (FULL, LIMIT) and not r.method.endswith(NAIVE)))
     color = {name: colormaps["tab10" if len(methods) <= 10 else "tab20"](number) for number, name in enumerate(methods)}
     marker = {name: "os^vDPX*<>"[number % 10] for number, name in enumerate(methods)}
     line = sorted((row.visual_tokens, row.prefill.median) for row in rows if row.method in (FULL, LIMIT))

@@ -77,7 +77,7 @@ def bench(
     for kind, lines in tables(rows).items():
         table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
         for head in HEADS[kind]:
-            table.add_column(head, justify="left" if head == "method" else "right", overflow="fold")
+            table.add_column(head, justify="left" if head == "method" else "right", no_wrap=head != "method")
         for line in lines:
             table.add_row(*line)
         console.print(table)

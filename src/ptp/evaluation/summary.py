@@ -189,6 +189,11 @@ def comma_separated(table: Sequence[dict[str, Any]], tasks: Sequence[str]) -> st
     return text.getvalue()
 
 
+def legend(name: str) -> str:
+    """A name short enough for the legend of a plot: a long one gets a line per setting."""
+    return name if len(name) <= 24 else name.replace(":", "\n  ")
+
+
 def plot(table: Sequence[dict[str, Any]], path: Path) -> None:
     """Accuracy and evidence kept against visual tokens kept (averaged over layers), one line per method, as PNG."""
     from matplotlib import colormaps
@@ -203,7 +208,7 @@ def plot(table: Sequence[dict[str, Any]], path: Path) -> None:
         middle = np.array([100 * row["relative"] for row in mine])
         ends = 100 * np.array([row["relative_interval"] for row in mine]).T
         color = colormaps["tab10" if len(methods) <= 10 else "tab20"](number)
-        style = {"color": color, "marker": "os^vDPX*"[number % 8], "label": method}
+        style = {"color": color, "marker": "os^vDPX*"[number % 8], "label": legend(method)}
         accuracy.errorbar(kept, middle, abs(ends - middle), capsize=3, **style)
         recall = [mean_evidence(row) for row in mine]
         if None not in recall:
