@@ -30,8 +30,9 @@ class PyramidPruner(Pruner):
             follow one picture; 1 is purely instruction-guided.
         prune_layer: Tokens leave at the input of this language-model layer; 0 is before the language model.
         relevance: What the instruction says of a visual token: the "attention" its words pay it, in the layer below
-            `prune_layer` (0: by a probe of layer 0); the cosine "similarity" of its hidden state with theirs; "both", the
-            mean of the two, each rescaled to [0, 1]. Of several words the strongest counts.
+            `prune_layer` (0: by a probe of layer 0); the cosine "similarity" of its hidden state with theirs, which
+            only says much before the language model; "both", the mean of the two, each rescaled to [0, 1]. Of several
+            words the strongest counts.
         region: Source of the tile saliency: one of `methods.regions.REGIONS`.
         region_alpha: Weight in [0, 1] of the share of instruction relevance that falls on a tile, beside its visual
             saliency; None is `alpha`. Our extension; 0 is the published form.
