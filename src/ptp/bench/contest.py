@@ -1,6 +1,7 @@
 """Full, pruned and the limit side by side: interleaved rounds of every contender on one prompt."""
 
 import contextlib
+import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -298,8 +299,10 @@ def compete(
         contest.measure_costs(contender)
         advance()
     encoders = contest.time_encoders(contenders, advance)
+    shuffle = random.Random(0)
     for _ in range(rounds):
-        for contender in everyone:
+        # Those that keep as many tokens run next to their limit, in an order that changes: a noisy minute hits all of them.
+        for contender in sorted(shuffle.sample(everyone, len(everyone)), key=lambda mine: mine.tokens[-1]):
             contest.time_once(contender)
             advance()
     signal = time_signal(prompt, rounds)
