@@ -14,9 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 ROWS_PER_CHUNK = 128
 """Instruction rows scored at a time, so that a long prompt costs no more memory than a short one."""
-
-
 TINY = 1e-12
+"""Smallest norm divided by."""
 NEIGHBOURS = 64
 """Tokens that `novelty` compares with each other, at most."""
 NOISE = 0.1

@@ -11,15 +11,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .. import scoring
 from ..methods.variants import Variant
 from ..pruner import Pruner, Stage, attach
 from ..runtime import Picture
 from ..runtime.cache import cache_bytes
+from ..runtime.vision import read_saliency
 from ..selection import Selection
 from .clock import Mark, Timing, between, mark, seconds, timing
 from .costs import count_flops, peak_memory
 from .prompt import FIRST_WORD, Prompt
+from .selection_cost import made_up_attention
 
 FULL, LIMIT = "full", "limit"
 NAIVE = " (naive)"
@@ -312,14 +313,6 @@ def compete(
 
 def time_signal(prompt: Prompt, rounds: int) -> float:
     """Median seconds of reading one vision layer of the prompt's picture, on random queries and keys."""
-    adapter = prompt.adapter
-    where = adapter.vision_attention(-1)
-    score = scoring.cls_attention if adapter.has_cls else scoring.received_attention
-    height, width = prompt.model.config.vision_config.image_size
-    patch_height, patch_width = prompt.model.config.vision_config.patch_size
-    length = height * width // (patch_height * patch_width) + adapter.has_cls
-    head = prompt.model.config.vision_config.hidden_size // where.heads
-    shape = (len(prompt.pixels), where.heads, length, head)
-    queries, keys = (torch.randn(shape, dtype=prompt.model.dtype, device=prompt.model.device) for _ in range(2))
-    run = lambda: adapter.pool(score(queries, keys, where.scale))  # noqa: E731
+    vision = made_up_attention(prompt.adapter, prompt.model, len(prompt.pixels))
+    run = partial(read_saliency, prompt.adapter, -1, *vision)
     return statistics.median(seconds(run, prompt.model.device) for _ in range(rounds + 1))

@@ -15,8 +15,7 @@ from ..adapters import Adapter, adapter_for
 from ..methods.variants import Variant
 from ..pruner import Pruner
 from ..runtime import Picture
-from ..runtime.picture import Saliency
-from ..runtime.vision import THUMBNAIL_SIDE
+from ..runtime.vision import THUMBNAIL_SIDE, read_saliency
 from .clock import seconds
 from .prompt import QUESTION
 
@@ -78,27 +77,27 @@ class Signals:
     thumbnails: Tensor
 
 
+def made_up_attention(adapter: Adapter, model: Any, tiles: int) -> tuple[Tensor, Tensor]:
+    """Random queries and keys (T, H, L, D) of one vision layer, in the model's shapes."""
+    config, heads = model.config, adapter.vision_attention(-1).heads
+    patches = config.image_seq_length * round(1 / config.downsample_ratio) ** 2
+    shape = (tiles, heads, patches + adapter.has_cls, config.vision_config.hidden_size // heads)
+    queries, keys = (torch.randn(shape, device=model.device, dtype=model.dtype) for _ in range(2))
+    return queries, keys
+
+
 def _signals(adapter: Adapter, model: Any, tiles: int) -> Signals:
     torch.manual_seed(0)
-    where, config = adapter.vision_attention(-1), model.config
-    patches = config.image_seq_length * round(1 / config.downsample_ratio) ** 2
-    width = config.vision_config.hidden_size // where.heads
-    draw = partial(torch.randn, device=model.device, dtype=model.dtype)
-    queries, keys = (draw(tiles, where.heads, patches + adapter.has_cls, width) for _ in range(2))
+    config, draw = model.config, partial(torch.randn, device=model.device, dtype=model.dtype)
     states = draw(tiles * config.image_seq_length, config.text_config.hidden_size)
     thumbnails = draw(tiles, config.vision_config.num_channels, THUMBNAIL_SIDE, THUMBNAIL_SIDE).float()
-    return Signals((queries, keys), states, draw(QUESTION, states.shape[1]), thumbnails)
+    return Signals(made_up_attention(adapter, model, tiles), states, draw(QUESTION, states.shape[1]), thumbnails)
 
 
 def _choose(adapter: Adapter, model: Any, pruner: Pruner, signals: Signals) -> None:
     """Score a picture and select at every stage, as a prefill would."""
-    where, tokens = adapter.vision_attention(-1), len(signals.states)
-    score = scoring.cls_attention if adapter.has_cls else scoring.received_attention
-    saliency = []
-    for _ in pruner.vision_layers:
-        attention = score(*signals.vision, where.scale)
-        saliency.append(Saliency(attention, adapter.pool(attention)))
-    tiles = len(signals.thumbnails)
+    tokens, tiles = len(signals.states), len(signals.thumbnails)
+    saliency = [read_saliency(adapter, layer, *signals.vision) for layer in pruner.vision_layers]
     sizes = (tokens // tiles,) * tiles
     embeddings = signals.vision[0][:, :, 0].flatten(1)
     alive = torch.arange(tokens, device=signals.states.device)

@@ -18,6 +18,13 @@ SIGNALS = "ptp_signals"
 THUMBNAIL_SIDE = 24
 
 
+def read_saliency(adapter: Adapter, layer: int, queries: Tensor, keys: Tensor) -> Saliency:
+    """What a vision layer looks at, from its queries and keys (T, H, L, D), L = 1 + P with [CLS] and P without."""
+    score = scoring.cls_attention if adapter.has_cls else scoring.received_attention
+    attention = score(queries, keys, adapter.vision_attention(layer).scale)
+    return Saliency(attention, adapter.pool(attention))
+
+
 class VisionReader:
     """Keeps the signals of each encoder run, on the encoder's output and until the next run.
 
@@ -63,9 +70,7 @@ class VisionReader:
             query, key = (
                 self._captured.pop((layer, name)).unflatten(-1, (where.heads, -1)).transpose(1, 2) for name in ("query", "key")
             )
-            score = scoring.cls_attention if self.adapter.has_cls else scoring.received_attention
-            attention = score(query, key, where.scale)
-            saliency[layer] = Saliency(attention, self.adapter.pool(attention))
+            saliency[layer] = read_saliency(self.adapter, layer, query, key)
         if self.layers:
             states = self._captured.pop("embeddings")
             embeddings = states[:, 0] if self.adapter.has_cls else states.mean(dim=1)
