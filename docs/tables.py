@@ -61,6 +61,8 @@ ABLATION: dict[str, dict[str, str]] = {
         "prune_layer 0 (the default)": "pyramid",
         "prune_layer 1": "pyramid:prune_layer=1",
         "prune_layer 2": "pyramid:prune_layer=2",
+        "prune_layer 1, similarity": "pyramid:prune_layer=1:relevance=similarity",
+        "prune_layer 2, similarity": "pyramid:prune_layer=2:relevance=similarity",
         "prune_layer 2, both": "pyramid:prune_layer=2:relevance=both",
         "prune_layer 2, as published": PUBLISHED + ":prune_layer=2",
         "prune_layer 3": "pyramid:prune_layer=3",

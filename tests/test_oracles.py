@@ -136,7 +136,8 @@ def scores_by_loop(model, inputs, method, grid) -> dict[str, torch.Tensor]:
     attention = [max(float(text[:, i, first + j].mean()) for i in instruction_tokens) for j in range(16 * tiles)]
     cosine = scale([max(float(units[i] @ units[first + j]) for i in instruction_tokens) for j in range(16 * tiles)])
     both = [(a + c) / 2 for a, c in zip(scale(attention), cosine, strict=True)]
-    relevance = {"attention": attention, "similarity": cosine, "both": both}[method.relevance]
+    source = method.relevance or ("attention" if method.prune_layer else "similarity")
+    relevance = {"attention": attention, "similarity": cosine, "both": both}[source]
     mass = [0.0] * (tiles - 1)
     fine = 8 * columns * rows  # every patch and every tile is a whole number of these cells
     for y in range(fine):
@@ -187,7 +188,7 @@ def test_scores_equal_the_loop(text, layer):
     assert [sum(j // 16 == tile for j in kept) for tile in range(7)] == budgets
 
 
-@pytest.mark.parametrize("relevance", ["attention", "similarity", "both"])
+@pytest.mark.parametrize("relevance", [None, "attention", "similarity", "both"])
 @pytest.mark.parametrize("layer", [0, 2])
 @pytest.mark.parametrize("text", TEXT_MODELS)
 def test_scores_of_competing_tokens_equal_the_loop(text, layer, relevance):

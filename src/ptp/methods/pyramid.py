@@ -30,9 +30,10 @@ class PyramidPruner(Pruner):
             follow one picture; 1 is purely instruction-guided.
         prune_layer: Tokens leave at the input of this language-model layer; 0 is before the language model.
         relevance: What the instruction says of a visual token: the "attention" its words pay it, in the layer below
-            `prune_layer` (0: by a probe of layer 0); the cosine "similarity" of its hidden state with theirs, which
-            only says much before the language model; "both", the mean of the two, each rescaled to [0, 1]. Of several
-            words the strongest counts.
+            `prune_layer` (0: by a probe of layer 0); the cosine "similarity" of its hidden state with theirs; "both", the
+            mean of the two, each rescaled to [0, 1]. Of several words the strongest counts. None is "similarity" before
+            the language model, where words have attended to nothing yet, and "attention" inside, where their states
+            have moved away from those of what they name.
         region: Source of the tile saliency: one of `methods.regions.REGIONS`.
         region_alpha: Weight in [0, 1] of the share of instruction relevance that falls on a tile, beside its visual
             saliency; None is `alpha`. Our extension; 0 is the published form.
@@ -49,7 +50,7 @@ class PyramidPruner(Pruner):
 
     alpha: float = 0.5
     prune_layer: int = 0
-    relevance: Relevance = "similarity"
+    relevance: Relevance | None = None
     region: str = "thumbnail_attention"
     region_alpha: float | None = None
     temperature: float = 0.3
@@ -71,7 +72,7 @@ class PyramidPruner(Pruner):
         if not 0 <= self.diversity < float("inf"):
             raise ValueError(f"diversity must be a number from 0 up, got {self.diversity}. 0 turns it off; try 0.5.")
         for name, choices in CHOICES.items():
-            if (value := getattr(self, name)) not in choices:
+            if (value := getattr(self, name)) not in choices and (value is not None or name != "relevance"):
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}. Choose one of these.")
         for name in ("prune_layer", "vision_layer"):
             value = getattr(self, name)
@@ -135,11 +136,12 @@ class PyramidPruner(Pruner):
         """Relevance (N,) of each visual token to the instruction, at least 0; zero where no text is read."""
         if self.text_rows is None:
             return torch.zeros_like(picture.attention).flatten()
-        if self.relevance == "attention":
+        source = self.relevance or ("attention" if self.prune_layer else "similarity")
+        if source == "attention":
             return picture.relevance
         similarity = scoring.minmax(scoring.similarity_relevance(picture.states, picture.text_states))
         similarity = similarity.to(picture.attention.device)
-        return similarity if self.relevance == "similarity" else (scoring.minmax(picture.relevance) + similarity) / 2
+        return similarity if source == "similarity" else (scoring.minmax(picture.relevance) + similarity) / 2
 
     def region_shares(self, picture: Picture, instruction: Tensor) -> Tensor:
         """Weights (T - 1,) of the tiles without the thumbnail, summing to 1; (1,) for a single tile.
