@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration
+from transformers.models.internvl.processing_internvl import InternVLProcessor
 
-from ptp.loader import ImageInternVLProcessor
+from ptp.loader import pictures_only
 from ptp.tiny.drawing import draw_scene
 from ptp.tiny.model import IMAGE_TOKEN, build_image_processor, build_tokenizer
 
@@ -30,7 +31,7 @@ def tokenizer():
 
 @lru_cache(maxsize=1)
 def processor():
-    return ImageInternVLProcessor(
+    return pictures_only(InternVLProcessor)(
         build_image_processor(), tokenizer(), None, image_seq_length=16, chat_template=tokenizer().chat_template
     )
 

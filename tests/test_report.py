@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from ptp.adapters.base import tiled
 from ptp.report import Answer, Page, figure, write_page
-from ptp.report.overlay import heat, keep, split_tiles
+from ptp.report.overlay import heat, keep, token_map
 from ptp.runtime import ImageTrace, Trace
 
 
@@ -15,7 +16,8 @@ def trace_of(grid: tuple[int, int] | None, kept: list[int]) -> ImageTrace:
     tokens = 16 * tiles
     budgets = torch.bincount(torch.tensor(kept) // 16, minlength=tiles).tolist()
     scores = {"region": torch.rand(tiles), "fused": torch.rand(tokens)}
-    return ImageTrace(0, tokens, grid, (16,) * tiles, budgets, torch.tensor(kept), torch.arange(tokens), scores)
+    layout = tiled(grid or (1, 1), 4, 4, thumbnail=grid is not None)
+    return ImageTrace(0, layout, budgets, torch.tensor(kept), torch.arange(tokens), scores)
 
 
 @pytest.mark.parametrize("grid", [(3, 2), (1, 2), (4, 3)])
@@ -25,10 +27,11 @@ def test_tokens_land_on_their_pixels(grid):
     picture = Image.new("RGB", (columns * 40, rows * 40), (200, 100, 50))
     for token in range(16 * columns * rows):
         tile, place = divmod(token, 16)
-        mosaic, thumbnail = split_tiles(trace_of(grid, [token]), np.arange(16 * (columns * rows + 1)) == token)
-        assert not thumbnail.any()
+        image, chosen = trace_of(grid, [token]), np.arange(16 * (columns * rows + 1)) == token
+        shown = token_map(image, chosen, picture.size)
+        assert not token_map(image, chosen, picture.size, thumbnail=True).any()
         left, top = tile % columns * 40 + place % 4 * 10, tile // columns * 40 + place // 4 * 10
-        bright = np.asarray(keep(picture, mosaic))[..., 0] == 200
+        bright = np.asarray(keep(picture, shown))[..., 0] == 200
         expected = np.zeros_like(bright)
         expected[top : top + 10, left : left + 10] = True
         assert (bright == expected).all()
@@ -36,17 +39,19 @@ def test_tokens_land_on_their_pixels(grid):
 
 def test_the_thumbnail_and_a_single_tile_have_maps_of_their_own():
     values = np.arange(16 * 3)
-    mosaic, thumbnail = split_tiles(trace_of((2, 1), [0]), values)
-    assert mosaic.shape == (4, 8) and thumbnail.tolist() == values[32:].reshape(4, 4).tolist()
-    mosaic, thumbnail = split_tiles(trace_of(None, [0]), values[:16])
-    assert mosaic.tolist() == values[:16].reshape(4, 4).tolist() and thumbnail is None
+    image = trace_of((2, 1), [0])
+    assert token_map(image, values, (8, 4))[:, 4:].tolist() == values[16:32].reshape(4, 4).tolist()
+    assert token_map(image, values, (4, 4), thumbnail=True).tolist() == values[32:].reshape(4, 4).tolist()
+    image = trace_of(None, [0])
+    assert token_map(image, values[:16], (4, 4)).tolist() == values[:16].reshape(4, 4).tolist()
+    assert not token_map(image, values[:16], (4, 4), thumbnail=True).any()
 
 
 def test_heat_is_darkest_at_its_low_end_and_never_divides_by_zero():
     picture = Image.new("RGB", (20, 20), (128, 128, 128))
-    ramp = np.asarray(heat(picture, np.array([[0.0, 1.0]])), float).sum(axis=-1)
+    ramp = np.asarray(heat(picture, np.arange(20.0)[None].repeat(20, axis=0)), float).sum(axis=-1)
     assert ramp[0, 0] < ramp[0, 19]
-    assert np.isfinite(np.asarray(heat(picture, np.zeros((2, 2))), float)).all()
+    assert np.isfinite(np.asarray(heat(picture, np.zeros((20, 20))), float)).all()
 
 
 @pytest.mark.parametrize("size", [(640, 480), (8, 700), (700, 8)])

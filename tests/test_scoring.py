@@ -48,7 +48,8 @@ def test_pooling_refuses_what_is_no_square():
 def test_thumbnail_attention_equals_counting_fine_cells(grid):
     columns, rows = grid
     attention = torch.rand(64)
-    shares = scoring.thumbnail_attention(attention, grid)
+    boxes = [(x / columns, y / rows, (x + 1) / columns, (y + 1) / rows) for y in range(rows) for x in range(columns)]
+    shares = scoring.thumbnail_attention(attention, torch.tensor(boxes))
     fine, counted = 120, torch.zeros(columns * rows)  # 8, 3, 4, 5 and 12 all divide 120
     for y in range(fine):
         for x in range(fine):
@@ -58,8 +59,8 @@ def test_thumbnail_attention_equals_counting_fine_cells(grid):
 
 
 def test_region_sources():
-    attention = torch.tensor([[0.1, 0.4], [0.3, 0.2]])
-    torch.testing.assert_close(scoring.attention_mass(attention), torch.tensor([0.4, 0.3]))
+    attention = torch.tensor([0.1, 0.4, 0.3, 0.3, 0.2])
+    torch.testing.assert_close(scoring.attention_mass(attention, [2, 3]), torch.tensor([0.4, 0.3]))
     tiles = torch.tensor([[1.0, 0.0], [1.0, 1.0], [-2.0, 0.0]])
     similarity = scoring.cls_similarity(tiles, torch.tensor([3.0, 0.0]))
     torch.testing.assert_close(similarity, torch.tensor([1.0, 0.5**0.5, -1.0]))

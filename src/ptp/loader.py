@@ -1,10 +1,13 @@
 """Loading a model with its processor, with torchvision and without it."""
 
+import inspect
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -13,7 +16,8 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
 )
-from transformers.models.internvl.processing_internvl import InternVLProcessor
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_torchvision_available
 
 from .adapters import check_model_type
@@ -22,13 +26,18 @@ from .tiny import WEIGHTS
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class ImageInternVLProcessor(InternVLProcessor):
-    """`InternVLProcessor` for pictures only: its video half cannot be built without torchvision."""
+@cache
+def pictures_only(processor_class: type[ProcessorMixin]) -> Any:
+    """A processor class without its video half, which cannot be built without torchvision: pass None for it."""
 
-    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        if argument_name == "video_processor" and argument is None:
-            return None
-        return super().check_argument_for_proper_class(argument_name, argument)
+    class PicturesOnly(processor_class):  # type: ignore[misc, valid-type]
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+            if argument_name == "video_processor" and argument is None:
+                return None
+            return super().check_argument_for_proper_class(argument_name, argument)
+
+    PicturesOnly.__name__ = PicturesOnly.__qualname__ = processor_class.__name__
+    return PicturesOnly
 
 
 def load(
@@ -71,15 +80,16 @@ def load(
 
 def load_processor(path: str) -> Any:
     """The checkpoint's own processor; where torchvision is absent, the same one without its video half."""
-    if is_torchvision_available():
+    name = PROCESSOR_MAPPING_NAMES[AutoConfig.from_pretrained(path).model_type]
+    processor_class = getattr(transformers, name)
+    if is_torchvision_available() or "video_processor" not in processor_class.get_attributes():
         return AutoProcessor.from_pretrained(path)
+    settings, _ = processor_class.get_processor_dict(path)
+    wanted = set(inspect.signature(processor_class.__init__).parameters) - set(processor_class.get_attributes())
     tokenizer = AutoTokenizer.from_pretrained(path)
-    # Without torchvision transformers picks the PIL image processor by itself.
-    image_processor = AutoImageProcessor.from_pretrained(path)
-    config = AutoConfig.from_pretrained(path)
-    return ImageInternVLProcessor(
-        image_processor, tokenizer, None, image_seq_length=config.image_seq_length, chat_template=tokenizer.chat_template
-    )
+    parts = {"image_processor": AutoImageProcessor.from_pretrained(path), "tokenizer": tokenizer, "video_processor": None}
+    settings = {"chat_template": tokenizer.chat_template} | {key: value for key, value in settings.items() if key in wanted}
+    return pictures_only(processor_class)(**parts, **settings)
 
 
 def parse_device(device: str | torch.device) -> torch.device:

@@ -38,14 +38,18 @@ class Pruner:
 
     Attributes:
         keep_ratio: Share of each picture's visual tokens kept, in (0, 1].
+        window: Side in pixels, about, of the regions of pictures that their model does not cut into tiles.
         record_scores: Whether the trace keeps the score maps. Serving turns it off and pays nothing for them.
     """
 
     keep_ratio: float = 0.5
+    window: int = 448
     record_scores: bool = True
 
     def __post_init__(self) -> None:
         check_keep_ratio(self.keep_ratio)
+        if not isinstance(self.window, int) or self.window < 1:
+            raise ValueError(f"window must be a positive number of pixels, got {self.window!r}. Try 448.")
 
     def stages(self, layers: int) -> tuple[Stage, ...]:
         """Where tokens leave, in layer order, in a language model of `layers` layers."""

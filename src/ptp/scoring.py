@@ -80,43 +80,44 @@ def pool_pixel_shuffle(scores: Tensor, factor: int) -> Tensor:
     return blocks.mean(dim=(2, 4)).flatten(1)
 
 
-def thumbnail_attention(thumbnail: Tensor, grid: tuple[int, int]) -> Tensor:
+def thumbnail_attention(thumbnail: Tensor, boxes: Tensor) -> Tensor:
     """Region saliency: the share of the thumbnail's [CLS] attention that falls on the area of each tile.
 
     Args:
         thumbnail: (P,) attention of the thumbnail's [CLS] to its patches, a square in raster order.
-        grid: (columns, rows) of the tiles. A patch that several tiles share is split by area.
+        boxes: (T, 4) left, top, right, bottom of the tiles, as fractions of the picture. A patch that several tiles share
+            is split by area.
 
     Returns:
-        (columns * rows,) float32 shares in raster order; they sum to 1.
+        (T,) float32 shares; they sum to 1.
 
     Our reconstruction of the region level of PTP (arXiv 2509.15704): the default source, see docs/results.
     """
     side = round(len(thumbnail) ** 0.5)
-    columns, rows = grid
-    square = thumbnail.float().view(side, side)
-    mass = _overlap(rows, side, square) @ square @ _overlap(columns, side, square).mT
-    return (mass / mass.sum().clamp_min(torch.finfo(mass.dtype).tiny)).flatten()
+    square, boxes = thumbnail.float().view(side, side), boxes.to(thumbnail.device)
+    down, across = _overlap(boxes[:, [1, 3]], side), _overlap(boxes[:, [0, 2]], side)  # (T, side) each
+    mass = ((down @ square) * across).sum(dim=1)
+    return mass / mass.sum().clamp_min(torch.finfo(mass.dtype).tiny)
 
 
-def _overlap(tiles: int, patches: int, like: Tensor) -> Tensor:
-    """(tiles, patches): the share of each patch's side that lies in each tile, both covering the unit interval."""
-    tile = torch.arange(tiles, device=like.device, dtype=like.dtype)[:, None] / tiles
-    patch = torch.arange(patches, device=like.device, dtype=like.dtype)[None] / patches
-    common = torch.minimum(tile + 1 / tiles, patch + 1 / patches) - torch.maximum(tile, patch)
+def _overlap(intervals: Tensor, patches: int) -> Tensor:
+    """(T, patches): the share of each patch's side that lies in each of the (T, 2) intervals; patches cover [0, 1]."""
+    patch = torch.arange(patches, device=intervals.device, dtype=intervals.dtype)[None] / patches
+    common = torch.minimum(intervals[:, 1:], patch + 1 / patches) - torch.maximum(intervals[:, :1], patch)
     return common.clamp_min(0) * patches
 
 
-def attention_mass(attention: Tensor) -> Tensor:
+def attention_mass(attention: Tensor, sizes: Sequence[int]) -> Tensor:
     """Region saliency: the strongest [CLS] attention inside each tile.
 
     Args:
-        attention: (T, n) token saliency.
+        attention: (N,) token saliency, tile after tile.
+        sizes: Tokens of each tile; they sum to N.
 
     Returns:
         (T,) float32 in [0, 1].
     """
-    return attention.float().amax(dim=-1)
+    return split(attention.float(), sizes).amax(dim=-1)
 
 
 def cls_similarity(tiles: Tensor, thumbnail: Tensor) -> Tensor:

@@ -3,12 +3,22 @@
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
-from .base import Adapter, QueryKey, Span
+from .base import Adapter, Layout, QueryKey, Span, Tile
 from .internvl import InternVLAdapter
+from .llava_next import LlavaNextAdapter
+from .llava_onevision import LlavaOnevisionAdapter
+from .qwen_vl import QwenVLAdapter
+from .smolvlm import SmolVLMAdapter
 
-ADAPTERS: tuple[type[Adapter], ...] = (InternVLAdapter,)
+ADAPTERS: tuple[type[Adapter], ...] = (
+    InternVLAdapter,
+    LlavaNextAdapter,
+    LlavaOnevisionAdapter,
+    SmolVLMAdapter,
+    QwenVLAdapter,
+)
 
-__all__ = ["ADAPTERS", "Adapter", "QueryKey", "Span", "adapter_for", "check_model_type"]
+__all__ = ["ADAPTERS", "Adapter", "Layout", "QueryKey", "Span", "Tile", "adapter_for", "check_model_type"]
 
 
 def check_model_type(model_type: str | None) -> type[Adapter]:
@@ -22,7 +32,8 @@ def check_model_type(model_type: str | None) -> type[Adapter]:
             return adapter
     families = ", ".join(f"{a.family} (model_type {', '.join(a.model_types)})" for a in ADAPTERS)
     raise UnsupportedModelError(
-        f"Model type {model_type!r} is not supported. Families that work: {families}, in the Hugging Face format."
+        f"Model type {model_type!r} is not supported. Families that work: {families}, in the Hugging Face format. "
+        "docs/add_a_model.md tells how to add one."
     )
 
 

@@ -1,65 +1,154 @@
 """What the runtime must know of a model family: where its tiles, [CLS], patches, text and layers are."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .text import TextModel
+
+PIXELS_SIDE = 24
+"""Tiles are shrunk to this side where the pixels themselves are looked at."""
+
 
 @dataclass(frozen=True)
-class Span:
-    """One picture in a prompt: its batch row, its first visual token and its tokens per tile in token order."""
+class Tile:
+    """A rectangle of a picture and the visual tokens that show it: `columns` x `rows`, in raster order.
 
-    row: int
-    start: int
-    sizes: tuple[int, ...]
+    Attributes:
+        columns, rows: Visual tokens across and down.
+        box: (left, top, right, bottom) of what they show, as fractions of the picture's width and height. Where a model
+            pads the picture, a token may show some of the padding, and the box leave [0, 1] by a little.
+    """
+
+    columns: int
+    rows: int
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+
+    @property
+    def tokens(self) -> int:
+        """Visual tokens of the tile."""
+        return self.columns * self.rows
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the visual tokens of a picture are on it.
+
+    Attributes:
+        tiles: In token order.
+        grid: (columns, rows) of the tiles without the thumbnail; None for a single tile.
+        thumbnail: Whether the last tile shows the whole picture once more.
+    """
+
+    tiles: tuple[Tile, ...]
+    grid: tuple[int, int] | None = None
+    thumbnail: bool = False
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Visual tokens of each tile."""
+        return tuple(tile.tokens for tile in self.tiles)
 
     @property
     def tokens(self) -> int:
         """Visual tokens of the picture, N."""
         return sum(self.sizes)
 
+    @cached_property
+    def boxes(self) -> Tensor:
+        """(N, 4) float32: left, top, right, bottom of what each token shows, as fractions of the picture."""
+        parts = []
+        for tile in self.tiles:
+            left, top, right, bottom = tile.box
+            x = torch.linspace(left, right, tile.columns + 1).expand(tile.rows, -1)
+            y = torch.linspace(top, bottom, tile.rows + 1)[:, None].expand(-1, tile.columns)
+            parts.append(torch.stack([x[:, :-1], y[:-1], x[:, 1:], y[1:]], dim=-1).flatten(0, 1))
+        return torch.cat(parts)
+
+
+def tiled(grid: tuple[int, int], columns: int, rows: int, thumbnail: bool) -> Layout:
+    """The layout of a picture cut into equal tiles of `columns` x `rows` visual tokens, in raster order."""
+    across, down = grid
+    tiles = [
+        Tile(columns, rows, (x / across, y / down, (x + 1) / across, (y + 1) / down))
+        for y in range(down)
+        for x in range(across)
+    ]
+    return Layout(
+        (*tiles, *([Tile(columns, rows)] if thumbnail else [])), grid if len(tiles) > 1 or thumbnail else None, thumbnail
+    )
+
+
+@dataclass(frozen=True)
+class Span:
+    """One picture in a prompt.
+
+    Attributes:
+        row: Its batch row.
+        positions: (N,) int64 place of each visual token in the row's ids, tile by tile, the thumbnail's last, and in
+            raster order within each tile; the prompt itself may have them in another order.
+        units: Numbers of the encoder's units that show it, in the same order.
+        layout: Where its tokens are on the picture.
+        about: What else the adapter has to remember of it.
+    """
+
+    row: int
+    positions: Tensor
+    units: tuple[int, ...]
+    layout: Layout
+    about: Any = None
+
 
 @dataclass(frozen=True)
 class QueryKey:
-    """Where one attention layer's queries and keys can be read.
+    """Where a vision layer's queries and keys can be read.
 
-    `query` and `key` are the modules whose outputs are the queries and keys before rotary positions; reshaping the
-    output to (..., heads, width) gives one vector per head.
+    `query` and `key` are the modules whose outputs are the queries and keys; reshaping an output to (..., heads, width)
+    gives one vector per head.
     """
 
     query: nn.Module
     key: nn.Module
     heads: int
-    key_heads: int
     scale: float
 
 
 class Adapter(ABC):
     """One model family. Adapters say where things are; they never score.
 
+    A vision encoder works on units: tiles, or, where it takes pictures whole, pictures or frames. The defaults are for
+    tiles: one encoder sequence each, patches in raster order, [CLS] (where there is one) first.
+
     Attributes:
         family: Name shown to users.
         model_types: `config.model_type` values this adapter takes.
-        core: Module that receives `input_ids`, `pixel_values` and `mm_encoder_outputs`.
-        vision: Module whose output becomes `mm_encoder_outputs["image"]`.
-        language: Module that receives `inputs_embeds`, `attention_mask`, `position_ids`.
-        layers: The language model's decoder layers.
-        vision_depth: Layers of the vision encoder.
+        core: Module that receives `input_ids`, `pixel_values` and `mm_encoder_outputs`, and has `get_image_features`.
+        vision: Its vision encoder.
+        vision_depth: Vision layers up to the one that feeds the language model.
+        text: The language model.
+        image_token_id: The id that stands for a visual token in a prompt.
         has_cls: Whether index 0 of a vision sequence is [CLS].
+        late_features: Names of the language model's arguments that hold the mask of visual tokens and the features added
+            to them after its first layers (DeepStack); None where there are none.
 
     The modules are typed Any because families reach into submodules that nn.Module does not declare.
     """
 
     family: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
+    late_features: tuple[str, str] | None = None
     core: Any
     vision: Any
-    language: Any
-    layers: Any
     vision_depth: int
+    text: TextModel
+    image_token_id: int
     has_cls: bool
 
     @abstractmethod
@@ -67,40 +156,95 @@ class Adapter(ABC):
         """Raises UnsupportedModelError where the model cannot be pruned exactly."""
 
     @abstractmethod
-    def locate(self, input_ids: Tensor) -> list[Span]:
-        """Pictures of a (B, S) prompt, batch row by batch row, in prompt order."""
-
-    @abstractmethod
-    def vision_attention(self, layer: int) -> QueryKey:
-        """Queries and keys of one vision layer (negative counts from the last)."""
-
-    @abstractmethod
-    def vision_embeddings(self) -> nn.Module:
-        """Module whose output (T, 1 + P, D) feeds the projector."""
-
-    @abstractmethod
-    def pool(self, scores: Tensor) -> Tensor:
-        """Pool (T, P) patch scores onto (T, n) visual tokens the way the model pools patches."""
-
-    @abstractmethod
-    def grid(self, pixels: Tensor) -> tuple[int, int] | None:
-        """Tile grid (columns, rows) of one picture from its (T, C, h, w) shrunk tiles; None where T = 1."""
-
-    @abstractmethod
-    def text_attention(self, layer: int) -> QueryKey:
-        """Queries and keys of one decoder layer."""
-
-    @abstractmethod
-    def probe(self, layer: int, rows: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Run only the query and key projections of a decoder layer.
+    def locate(self, input_ids: Tensor, about: Any, pixels: Sequence[Tensor]) -> list[Span]:
+        """Pictures of a (B, S) prompt, batch row by batch row, in prompt order.
 
         Args:
-            rows: (B, R, width) inputs of the layer that need queries. hidden: (B, S, width) all of its inputs.
+            about: What `about` said when the pictures were encoded.
+            pixels: What `shrink` made of each unit.
 
-        Returns:
-            What the modules of `text_attention(layer)` would put out for them.
+        Raises:
+            ValueError: the image tokens do not fit the pictures.
         """
 
     @abstractmethod
-    def rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Apply the text model's rotary positions to (B, H, S, D) queries or keys."""
+    def vision_attention(self, layer: int) -> QueryKey:
+        """Where the queries and keys of a vision layer are; layers count from 0."""
+
+    @abstractmethod
+    def vision_embeddings(self) -> nn.Module:
+        """Module whose output feeds the projector."""
+
+    @abstractmethod
+    def pool(self, scores: Sequence[Tensor], span: Span) -> Tensor:
+        """Pool patch scores onto visual tokens the way the model pools patches.
+
+        Args:
+            scores: (P,) of each of the span's units.
+
+        Returns:
+            (N,) in the span's order.
+        """
+
+    def about(self, inputs: Mapping[str, Any], window: int) -> Any:
+        """What has to be remembered of the arguments of `get_image_features` to lay out the pictures.
+
+        Args:
+            window: Side, in pixels, of the regions of pictures that are not cut into tiles.
+        """
+        return None
+
+    def heads(self, layer: int, queries: Tensor, keys: Tensor, about: Any) -> list[tuple[Tensor, Tensor]]:
+        """Queries and keys that see each other, as (U, H, L, D), from what the modules of `vision_attention` put out."""
+        heads = self.vision_attention(layer).heads
+        split = [states.unflatten(-1, (heads, -1)).transpose(1, 2) for states in (queries, keys)]
+        return [(split[0], split[1])]
+
+    def by_unit(self, layer: int, rows: Sequence[Tensor], about: Any) -> list[Tensor]:
+        """(P,) patch scores of each unit, in the order that `pool` takes them, from a score row per pair of `heads`."""
+        return list(rows)
+
+    def embed(self, states: Tensor, about: Any) -> list[Tensor]:
+        """(regions, D) of each unit, from what feeds the projector: its [CLS], or the mean over its patches."""
+        return list((states[:, :1] if self.has_cls else states.mean(dim=1, keepdim=True)).unbind())
+
+    def shrink(self, pixels: Tensor, about: Any) -> list[Tensor]:
+        """A few pixels of each unit, from what the encoder takes: pictures are told apart by them."""
+        return list(F.interpolate(pixels.float(), size=(PIXELS_SIDE, PIXELS_SIDE), mode="area").unbind())
+
+    @property
+    def layers(self) -> Any:
+        """The language model's decoder layers."""
+        return self.text.layers
+
+    def image_tokens(self, input_ids: Tensor) -> Tensor:
+        """(B, S) bool: where a prompt has visual tokens."""
+        return input_ids == self.image_token_id
+
+
+def share_out(mask: Tensor, counts: Sequence[int]) -> list[tuple[int, Tensor]]:
+    """Give each picture its tokens: (row, places) of each, `counts[i]` of the True entries of a (B, S) mask, in order.
+
+    Raises:
+        ValueError: a picture would begin in one row and end in another, or tokens are left over.
+    """
+    shares, left = [], list(counts)
+    for row, line in enumerate(mask):
+        places = line.nonzero()[:, 0]
+        while len(places):
+            count = left.pop(0) if left else 0
+            if not 0 < count <= len(places):
+                raise ValueError(
+                    f"Image tokens must be those of whole pictures (here of {', '.join(map(str, counts))} tokens), and row "
+                    f"{row} has {int(line.sum())}. Build the prompt with the model's own processor."
+                )
+            shares.append((row, places[:count]))
+            places = places[count:]
+    return shares
+
+
+def runs(mask: Tensor) -> list[tuple[int, int, int]]:
+    """(row, start, end) of every unbroken run of True in a (B, S) mask, row by row."""
+    change = F.pad(mask.int(), (1, 1)).diff(dim=1)
+    starts, ends = (change == 1).nonzero().tolist(), (change == -1).nonzero().tolist()
+    return [(row, start, end) for (row, start), (_, end) in zip(starts, ends, strict=True)]

@@ -15,12 +15,11 @@ from ..methods.variants import Variant
 from ..pruner import Pruner, Stage, attach
 from ..runtime import Picture
 from ..runtime.cache import cache_bytes
-from ..runtime.vision import read_saliency
 from ..selection import Selection
 from .clock import Mark, Timing, between, mark, seconds, timing
 from .costs import count_flops, peak_memory
 from .prompt import FIRST_WORD, Prompt
-from .selection_cost import made_up_attention
+from .selection_cost import look, made_up_signals
 
 FULL, LIMIT = "full", "limit"
 NAIVE = " (naive)"
@@ -147,7 +146,8 @@ class Contest:
 
     def pruned(self, variant: Variant, keep_ratio: float, told: float, naive: bool = False) -> Contender:
         """A method at `keep_ratio`, for which it is told to keep `told`."""
-        pruner = Stopwatch(inner=variant.pruner(told), device=self.device)
+        inner = variant.pruner(told)
+        pruner = Stopwatch(inner=inner, window=inner.window, device=self.device)
         return Contender(variant.name + NAIVE * naive, keep_ratio, pruner, self.prompt.whole(), naive=naive)
 
     def limit(self, count: int) -> Contender:
@@ -313,6 +313,6 @@ def compete(
 
 def time_signal(prompt: Prompt, rounds: int) -> float:
     """Median seconds of reading one vision layer of the prompt's picture, on random queries and keys."""
-    vision = made_up_attention(prompt.adapter, prompt.model, len(prompt.pixels))
-    run = partial(read_saliency, prompt.adapter, -1, *vision)
+    signals = made_up_signals(prompt.adapter, prompt.model, len(prompt.pixels))
+    run = partial(look, prompt.adapter, [prompt.adapter.vision_depth - 1], signals)
     return statistics.median(seconds(run, prompt.model.device) for _ in range(rounds + 1))

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
 
@@ -12,10 +12,12 @@ from torch import Tensor
 
 from .. import scoring
 from ..adapters import Adapter, adapter_for
+from ..adapters.base import PIXELS_SIDE
 from ..methods.variants import Variant
 from ..pruner import Pruner
 from ..runtime import Picture
-from ..runtime.vision import THUMBNAIL_SIDE, read_saliency
+from ..runtime.picture import Vision
+from ..runtime.vision import picture_of, read_saliency
 from .clock import seconds
 from .prompt import QUESTION
 
@@ -49,7 +51,7 @@ def selection_costs(
         patience = True
         for count in tiles:
             if patience:
-                run = partial(_choose, adapter, model, variant.pruner(keep_ratio), _signals(adapter, model, count))
+                run = partial(_choose, adapter, model, variant.pruner(keep_ratio), made_up_signals(adapter, model, count))
                 first = seconds(run, model.device)
                 repeated = [seconds(run, model.device) for _ in range(REPETITIONS if first < PATIENCE else 1)]
                 costs.append(Cost(variant.name, count * model.config.image_seq_length, statistics.median(repeated)))
@@ -69,62 +71,77 @@ def exponent(costs: Sequence[Cost]) -> float | None:
 
 @dataclass(frozen=True)
 class Signals:
-    """What a method may read of a made-up picture: queries and keys (T, H, L, D) of the encoder, states of the text model."""
+    """What a method may read of a made-up picture.
+
+    Attributes:
+        vision: What the modules of `vision_attention` put out.
+        embeddings: (1, D) and pixels: (C, side, side) of each tile.
+        states: (N, width) and text: (R, width) in the language model.
+        ids: (1, N) its prompt.
+    """
 
     vision: tuple[Tensor, Tensor]
+    embeddings: list[Tensor]
+    pixels: list[Tensor]
     states: Tensor
     text: Tensor
-    thumbnails: Tensor
+    ids: Tensor
 
 
 def made_up_attention(adapter: Adapter, model: Any, tiles: int) -> tuple[Tensor, Tensor]:
-    """Random queries and keys (T, H, L, D) of one vision layer, in the model's shapes."""
-    config, heads = model.config, adapter.vision_attention(-1).heads
+    """Random queries and keys (T, L, H * D) of one vision layer, in the model's shapes."""
+    config = model.config
     patches = config.image_seq_length * round(1 / config.downsample_ratio) ** 2
-    shape = (tiles, heads, patches + adapter.has_cls, config.vision_config.hidden_size // heads)
+    shape = (tiles, patches + adapter.has_cls, config.vision_config.hidden_size)
     queries, keys = (torch.randn(shape, device=model.device, dtype=model.dtype) for _ in range(2))
     return queries, keys
 
 
-def _signals(adapter: Adapter, model: Any, tiles: int) -> Signals:
+def made_up_signals(adapter: Adapter, model: Any, tiles: int) -> Signals:
+    """Random signals of a picture of so many tiles, in the model's shapes."""
     torch.manual_seed(0)
     config, draw = model.config, partial(torch.randn, device=model.device, dtype=model.dtype)
     states = draw(tiles * config.image_seq_length, config.text_config.hidden_size)
-    thumbnails = draw(tiles, config.vision_config.num_channels, THUMBNAIL_SIDE, THUMBNAIL_SIDE).float()
-    return Signals(made_up_attention(adapter, model, tiles), states, draw(QUESTION, states.shape[1]), thumbnails)
+    pixels = draw(tiles, config.vision_config.num_channels, PIXELS_SIDE, PIXELS_SIDE).float()
+    vision = made_up_attention(adapter, model, tiles)
+    ids = torch.full((1, len(states)), adapter.image_token_id)
+    return Signals(vision, list(vision[0][:, :1].unbind()), list(pixels), states, draw(QUESTION, states.shape[1]), ids)
+
+
+def look(adapter: Adapter, layers: Sequence[int], signals: Signals) -> Picture:
+    """The picture as the runtime makes it: scored in the encoder, and laid out."""
+    saliency = {layer: read_saliency(adapter, layer, *signals.vision) for layer in layers}
+    vision = Vision(saliency, signals.embeddings, signals.pixels, None, len(signals.states))
+    (span,) = adapter.locate(signals.ids, None, signals.pixels)
+    return picture_of(adapter, span, vision, layers)
 
 
 def _choose(adapter: Adapter, model: Any, pruner: Pruner, signals: Signals) -> None:
     """Score a picture and select at every stage, as a prefill would."""
-    tokens, tiles = len(signals.states), len(signals.thumbnails)
-    saliency = [read_saliency(adapter, layer, *signals.vision) for layer in pruner.vision_layers]
-    sizes = (tokens // tiles,) * tiles
-    embeddings = signals.vision[0][:, :, 0].flatten(1)
-    alive = torch.arange(tokens, device=signals.states.device)
+    picture, text = look(adapter, pruner.vision_layers, signals), adapter.text
     for stage in pruner.stages(len(adapter.layers)):
-        states = signals.states[alive]
-        relevance = cache(partial(_relevance, adapter, pruner, stage.layer, states, alive, signals))
-        picture = Picture(
-            sizes, adapter.grid(signals.thumbnails), alive, tuple(saliency), embeddings, signals.thumbnails,
-            read_relevance=relevance, read_states=lambda: states, read_text=lambda: signals.text,  # noqa: B023
-            read_keys=lambda: adapter.probe(stage.layer, states[None, :0], states[None])[1][0].flatten(1),  # noqa: B023
+        states = signals.states[picture.alive]
+        relevance = cache(partial(_relevance, adapter, pruner, stage.layer, states, picture.alive, signals))
+        picture = replace(
+            picture, read_relevance=relevance, read_states=lambda: states, read_text=lambda: signals.text,  # noqa: B023
+            read_keys=lambda: text.plain_keys(stage.layer, text.project(stage.layer, states[None], states[None])[1])[0],  # noqa: B023
         )  # fmt: skip
-        alive = pruner.select(picture, stage).kept.to(alive.device)
+        picture = replace(picture, alive=pruner.select(picture, stage).kept.to(states.device))
 
 
 def _relevance(adapter: Adapter, pruner: Pruner, layer: int, states: Tensor, alive: Tensor, signals: Signals) -> Tensor:
     """Attention from the text tokens behind the picture, (N,)."""
     rows = signals.text if pruner.text_rows == "instruction" else signals.text[-1:]
-    hidden = torch.cat([states, rows])[None]
-    where = adapter.text_attention(max(layer - 1, 0))
-    queries, keys = adapter.probe(max(layer - 1, 0), rows[None], hidden)
-    queries = queries.reshape(1, len(rows), where.heads, -1).transpose(1, 2)
-    keys = keys.reshape(1, hidden.shape[1], where.key_heads, -1).transpose(1, 2)
-    places = torch.arange(len(states), hidden.shape[1], device=hidden.device)[None]
-    valid = torch.ones(1, hidden.shape[1], dtype=torch.bool, device=hidden.device)
+    hidden, source = torch.cat([states, rows])[None], max(layer - 1, 0)
+    queries, keys = adapter.text.project(source, rows[None], hidden)
+    places = torch.arange(hidden.shape[1], device=hidden.device)[None]
+    cos, sin = adapter.text.model.rotary_emb(hidden, places)
+    queries = adapter.text.queries(source, queries, cos[:, -len(rows) :], sin[:, -len(rows) :])
+    keys = adapter.text.keys(source, keys, cos, sin)
     scores = scoring.instruction_relevance(
-        queries, keys, places, torch.ones_like(places, dtype=torch.bool), valid, where.scale, pruner.text_reduce
-    )
+        queries, keys, places[:, -len(rows) :], torch.ones_like(places[:, -len(rows) :], dtype=torch.bool),
+        torch.ones_like(places, dtype=torch.bool), adapter.text.scale(source), pruner.text_reduce,
+    )  # fmt: skip
     whole = scores.new_zeros(len(signals.states))
     whole[alive] = scores[0, : len(states)]
     return whole

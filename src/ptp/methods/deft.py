@@ -46,7 +46,7 @@ class DeFTPruner(Pruner):
     def select(self, picture: Picture, stage: Stage) -> Selection:
         total = total_budget(stage.keep_ratio, picture.tokens)
         if stage.layer == 0:
-            name, scores = "token", picture.attention.flatten()
+            name, scores = "token", picture.attention
             kept = keep_best(scores, picture.sizes, even_budgets(picture.sizes, total))
         else:
             name, scores = "instruction", picture.relevance

@@ -25,7 +25,7 @@ class FasterVLMPruner(Pruner):
         return (self.vision_layer,)
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
-        scores = picture.attention.flatten()
+        scores = picture.attention
         budgets = even_budgets(picture.sizes, total_budget(stage.keep_ratio, picture.tokens))
         kept = keep_best(scores, picture.sizes, budgets)
         return Selection(kept, budgets, {"token": scores} if self.record_scores else {})

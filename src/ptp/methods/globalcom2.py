@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from .. import scoring
 from ..pruner import Pruner, Stage
 from ..runtime import Picture
-from ..selection import Selection, keep_best, tile_budgets, total_budget
+from ..selection import Selection, even_budgets, keep_best, tile_budgets, total_budget
+from .regions import overview_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,8 @@ class GlobalCom2Pruner(Pruner):
     each of L2 norm 1: the tile's own [CLS] attention, and the thumbnail's interpolated (bilinear) to the tile. Before the
     language model.
 
-    Deviations: attention is first pooled onto visual tokens; ratios are made to meet the budget exactly.
+    Deviations: attention is first pooled onto visual tokens; ratios are made to meet the budget exactly; without a thumbnail
+    tiles keep the same share, by their own attention.
 
     Attributes:
         temperature: Of the softmax over tiles; the default is that of the authors' code.
@@ -40,19 +41,19 @@ class GlobalCom2Pruner(Pruner):
         return (self.vision_layer,)
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
-        local, total = picture.attention, total_budget(stage.keep_ratio, picture.tokens)
-        if picture.grid is None:
-            return Selection(keep_best(local[0], picture.sizes, [total]), [total])
-        columns, rows = picture.grid
-        thumbnail = picture.patch_attention[-1]
-        mass = scoring.thumbnail_attention(thumbnail, picture.grid) * thumbnail.sum()
-        sigma = (mass / self.temperature).softmax(dim=0)
-        budgets = tile_budgets((1 + sigma - sigma.mean()).tolist(), picture.sizes, total)
-        side = round(local.shape[1] ** 0.5)
-        square = local[-1].view(1, 1, side, side)
-        wide = F.interpolate(square, size=(rows * side, columns * side), mode="bilinear", align_corners=False)
-        seen = wide.view(rows, side, columns, side).transpose(1, 2).reshape(rows * columns, side * side)
-        tiles = F.normalize(local[:-1], dim=1) + F.normalize(seen, dim=1)
-        scores = torch.cat([tiles, local[-1:]]).flatten()
+        local, total, sizes = picture.attention, total_budget(stage.keep_ratio, picture.tokens), picture.sizes
+        seen = picture.saliency[0].thumbnail
+        if seen is None:
+            kept = keep_best(local, sizes, budgets := even_budgets(sizes, total))
+            return Selection(kept, budgets, {"fused": local} if self.record_scores else {})
+        sigma = (overview_attention(picture, picture.saliency[0]) * seen.sum() / self.temperature).softmax(dim=0)
+        budgets = tile_budgets((1 + sigma - sigma.mean()).tolist(), sizes, total)
+        side = round(sizes[-1] ** 0.5)
+        *tiles, thumbnail = local.split(sizes)
+        boxes = picture.layout.boxes[: -sizes[-1]].to(local.device)
+        centers = boxes[:, :2] + boxes[:, 2:] - 1  # grid_sample counts from -1 to 1
+        view = F.grid_sample(thumbnail.view(1, 1, side, side), centers[None, None], "bilinear", "border", False).flatten()
+        parts = zip(tiles, view.split(sizes[:-1]), strict=True)
+        scores = torch.cat([*(F.normalize(mine, dim=0) + F.normalize(its, dim=0) for mine, its in parts), thumbnail])
         kept = keep_best(scores, picture.sizes, budgets)
         return Selection(kept, budgets, {"fused": scores} if self.record_scores else {})

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from .. import scoring
 from ..pruner import Pruner, Stage
 from ..runtime import Picture
 from ..selection import Selection, check_share, keep_best, tile_budgets, total_budget
+from .regions import overview_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,8 @@ class HiREDPruner(Pruner):
     thumbnail's [CLS] attention in an early vision layer that falls on it; tokens by [CLS] attention in the last layer.
     Before the language model.
 
-    Deviations: attention is averaged over heads, as everywhere here; what a tile cannot take goes to the others.
+    Deviations: attention is averaged over heads, as everywhere here; what a tile cannot take goes to the others; where a
+    model has no thumbnail, the early layer's own attention shares the budget.
 
     Attributes:
         alpha: Share of the budget that the thumbnail gets; the default is that of the authors' scripts.
@@ -36,9 +37,9 @@ class HiREDPruner(Pruner):
         return (self.vision_layer, self.early_layer)
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
-        scores = picture.attention.flatten()
+        scores = picture.attention
         total = total_budget(stage.keep_ratio, picture.tokens)
-        content = scoring.thumbnail_attention(picture.saliency[1].patches[-1], picture.grid or (1, 1))
+        content = overview_attention(picture, picture.saliency[1])
         own = min(1.0, self.alpha * total / picture.sizes[-1])
         budgets = tile_budgets(content.tolist(), picture.sizes, total, own)
         kept = keep_best(scores, picture.sizes, budgets)

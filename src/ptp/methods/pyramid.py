@@ -112,10 +112,10 @@ class PyramidPruner(Pruner):
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         sizes, total = picture.sizes, total_budget(stage.keep_ratio, picture.tokens)
-        token, instruction = picture.attention.flatten(), self.instruction(picture)
+        token, instruction = picture.attention, self.instruction(picture)
         parts = [(token, instruction)]
         if self.normalize == "tile":
-            parts = list(zip(token.split(sizes), instruction.split(sizes), strict=True))
+            parts = [pair for pair in zip(token.split(sizes), instruction.split(sizes), strict=True) if len(pair[0])]
         fused = torch.cat([scoring.fuse(a, c, self.alpha) for a, c in parts])
         region = self.region_shares(picture, instruction)
         novelty = scoring.novelty(picture.states, fused, sizes) if self.diversity > 0 else None
@@ -124,7 +124,7 @@ class PyramidPruner(Pruner):
             budgets = tile_budgets(region.tolist(), sizes, total, self.thumbnail_keep)
             kept = keep_best(score, sizes, budgets)
         else:
-            kept = self._keep_of_picture(score * _weights(region, sizes), sizes, total)
+            kept = self._keep_of_picture(picture, score * _weights(region, sizes), total)
             budgets = picture.count_per_tile(kept)
         if not self.record_scores:
             return Selection(kept, budgets)
@@ -135,7 +135,7 @@ class PyramidPruner(Pruner):
     def instruction(self, picture: Picture) -> Tensor:
         """Relevance (N,) of each visual token to the instruction, at least 0; zero where no text is read."""
         if self.text_rows is None:
-            return torch.zeros_like(picture.attention).flatten()
+            return torch.zeros_like(picture.attention)
         source = self.relevance or ("attention" if self.prune_layer else "similarity")
         if source == "attention":
             return picture.relevance
@@ -144,22 +144,22 @@ class PyramidPruner(Pruner):
         return similarity if source == "similarity" else (scoring.minmax(picture.relevance) + similarity) / 2
 
     def region_shares(self, picture: Picture, instruction: Tensor) -> Tensor:
-        """Weights (T - 1,) of the tiles without the thumbnail, summing to 1; (1,) for a single tile.
+        """Weights (tiles,) of the tiles without the thumbnail, summing to 1.
 
         Args:
             instruction: (N,) relevance of each token.
         """
         shares, weight = region_shares(picture, self.region, self.temperature), self._weight_in_regions
-        if weight > 0 and len(picture.sizes) > 1:
-            relevance = torch.stack([part.sum() for part in instruction.split(picture.sizes)[:-1]])
+        if weight > 0 and picture.tiles > 1:
+            relevance = torch.stack([part.sum() for part in instruction.split(picture.sizes)[: picture.tiles]])
             shares = (1 - weight) * shares + weight * scoring.region_weights(relevance, None)
         return shares
 
-    def _keep_of_picture(self, score: Tensor, sizes: tuple[int, ...], total: int) -> Tensor:
+    def _keep_of_picture(self, picture: Picture, score: Tensor, total: int) -> Tensor:
         """The best tokens of the picture; the thumbnail apart only where `thumbnail_keep` gives it a share of its own."""
-        if self.thumbnail_keep is None or len(sizes) == 1:
+        if self.thumbnail_keep is None or not picture.thumbnail:
             return keep_best(score, [len(score)], [total])
-        groups = [len(score) - sizes[-1], sizes[-1]]
+        groups = [len(score) - picture.sizes[-1], picture.sizes[-1]]
         return keep_best(score, groups, tile_budgets([1.0], groups, total, self.thumbnail_keep))
 
 

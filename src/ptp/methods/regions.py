@@ -6,13 +6,37 @@ import torch
 from torch import Tensor
 
 from .. import scoring
-from ..runtime import Picture
+from ..runtime import Picture, Saliency
+
+
+def overview_attention(picture: Picture, saliency: Saliency) -> Tensor:
+    """Attention of a view of the whole picture on each tile, as shares (tiles,).
+
+    The thumbnail's where there is one. A model that does not cut pictures into tiles has seen the picture as a whole: there
+    it is the share of the tokens' own saliency.
+    """
+    if saliency.thumbnail is not None:
+        boxes = torch.tensor([tile.box for tile in picture.layout.tiles[: picture.tiles]])
+        return scoring.thumbnail_attention(saliency.thumbnail, boxes)
+    return scoring.region_weights(scoring.split(saliency.tokens, picture.sizes).sum(dim=1), None)
+
+
+def _tokens(picture: Picture) -> tuple[Tensor, tuple[int, ...]]:
+    """Saliency (N,) of the tokens that are not the thumbnail's, and how many each tile has."""
+    sizes = picture.sizes[: picture.tiles]
+    return picture.attention[: sum(sizes)], sizes
+
+
+def _likeness(picture: Picture) -> Tensor:
+    whole = picture.embeddings[-1] if picture.thumbnail else picture.embeddings.mean(dim=0)
+    return scoring.cls_similarity(picture.embeddings[: picture.tiles], whole)
+
 
 REGIONS: dict[str, Callable[[Picture], Tensor]] = {
-    "thumbnail_attention": lambda p: scoring.thumbnail_attention(p.patch_attention[-1], p.grid or (1, 1)),
-    "attention_mass": lambda p: scoring.attention_mass(p.attention[:-1]),
-    "cls_similarity": lambda p: scoring.cls_similarity(p.embeddings[:-1], p.embeddings[-1]),
-    "uniform": lambda p: torch.ones(len(p.sizes) - 1, device=p.attention.device),
+    "thumbnail_attention": lambda p: overview_attention(p, p.saliency[0]),
+    "attention_mass": lambda p: scoring.attention_mass(*_tokens(p)),
+    "cls_similarity": _likeness,
+    "uniform": lambda p: torch.ones(p.tiles, device=p.attention.device),
 }
 """Saliency of the tiles without the thumbnail, by the source's name."""
 
@@ -24,12 +48,12 @@ def check_region(region: str) -> None:
 
 
 def region_shares(picture: Picture, region: str, temperature: float = 0.3) -> Tensor:
-    """Weights (T - 1,) of the tiles without the thumbnail, summing to 1; (1,) for a single tile.
+    """Weights (tiles,) of the tiles without the thumbnail, summing to 1.
 
     Args:
         region: One of `REGIONS`.
         temperature: Softmax temperature of "cls_similarity"; attention shares are used as they are.
     """
-    if len(picture.sizes) == 1:
-        return torch.ones(1)
+    if picture.tiles == 1:
+        return torch.ones(1, device=picture.attention.device)
     return scoring.region_weights(REGIONS[region](picture), temperature if region == "cls_similarity" else None)

@@ -37,7 +37,7 @@ class VisionZipPruner(Pruner):
         return (self.vision_layer,)
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
-        scores = picture.attention.flatten()
+        scores = picture.attention
         budgets = even_budgets(picture.sizes, total_budget(stage.keep_ratio, picture.tokens))
         targets = [round(self.contextual * budget) for budget in budgets]
         dominant = keep_best(scores, picture.sizes, [b - c for b, c in zip(budgets, targets, strict=True)])

@@ -40,7 +40,7 @@ class VisPruner(Pruner):
         return (self.vision_layer,)
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
-        scores = picture.attention.flatten()
+        scores = picture.attention
         budgets = even_budgets(picture.sizes, total_budget(stage.keep_ratio, picture.tokens))
         features, kept, start = F.normalize(picture.states, dim=-1), [], 0
         for size, budget in zip(picture.sizes, budgets, strict=True):

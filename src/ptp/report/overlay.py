@@ -14,59 +14,66 @@ WIDTH = 560
 """Width of an overlay in pixels."""
 
 
-def split_tiles(image: ImageTrace, values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Lay out one value per visual token as the picture shows them.
+def token_map(image: ImageTrace, values: np.ndarray, size: tuple[int, int], thumbnail: bool = False) -> np.ndarray:
+    """Lay one value per visual token out as the picture shows them.
 
     Args:
         image: The trace the values belong to.
         values: (N,) in token order.
+        size: (width, height) in pixels.
+        thumbnail: Take the tokens of the thumbnail instead of those of the tiles.
 
     Returns:
-        (rows * n, columns * n) map of the tiles, and the (n, n) map of the thumbnail (None for a single tile), where a
-        tile has n x n tokens.
+        (height, width): at each pixel the value of the token that shows it; 0 where none does.
     """
-    side = round(image.sizes[0] ** 0.5)
-    tiles = values.reshape(len(image.sizes), side, side)
-    if image.grid is None:
-        return tiles[0], None
-    columns, rows = image.grid
-    mosaic = tiles[:-1].reshape(rows, columns, side, side).swapaxes(1, 2).reshape(rows * side, columns * side)
-    return mosaic, tiles[-1]
-
-
-def _stretch(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Nearest-neighbour enlargement of a map to (width, height) pixels."""
-    rows = np.arange(size[1]) * values.shape[0] // size[1]
-    columns = np.arange(size[0]) * values.shape[1] // size[0]
-    return values[rows][:, columns]
+    width, height = size
+    x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
+    shown, start = np.zeros((height, width), values.dtype), 0
+    for number, tile in enumerate(image.layout.tiles):
+        mine = values[start : start + tile.tokens].reshape(tile.rows, tile.columns)
+        start += tile.tokens
+        if tile.tokens and thumbnail == (image.layout.thumbnail and number == len(image.sizes) - 1):
+            left, top, right, bottom = tile.box
+            column = np.floor((x - left) / (right - left) * tile.columns).astype(int)
+            row = np.floor((y - top) / (bottom - top) * tile.rows).astype(int)
+            here_x, here_y = ((at >= 0) & (at < count) for at, count in ((column, tile.columns), (row, tile.rows)))
+            shown[np.ix_(here_y, here_x)] = mine[row[here_y]][:, column[here_x]]
+    return shown
 
 
 def heat(picture: Image.Image, values: np.ndarray, low: float | None = None) -> Image.Image:
-    """Blend a map over the grey picture: dark is `low` (None: the map's minimum), yellow is its maximum."""
+    """Blend a (height, width) map over the grey picture: dark is `low` (None: the map's minimum), yellow its maximum."""
     bottom = float(values.min()) if low is None else low
     span = float(values.max()) - bottom
     scaled = (values - bottom) / span if span > 0 else np.zeros_like(values)
-    colors = matplotlib.colormaps["inferno"](_stretch(scaled, picture.size))[..., :3] * 255
+    colors = matplotlib.colormaps["inferno"](scaled)[..., :3] * 255
     grey = np.asarray(picture.convert("L"), np.float32)[..., None]
     return Image.fromarray((0.35 * grey + 0.65 * colors).astype(np.uint8))
 
 
 def keep(picture: Image.Image, kept: np.ndarray) -> Image.Image:
-    """Show kept tokens as they are and dropped ones dimmed and grey."""
-    mask = _stretch(kept.astype(np.float32), picture.size)[..., None]
+    """Show what kept tokens show, a (height, width) mask, as it is, and the rest dimmed and grey."""
+    mask = kept.astype(np.float32)[..., None]
     pixels = np.asarray(picture, np.float32)
     dim = pixels.mean(axis=-1, keepdims=True) * 0.28 + 12
     return Image.fromarray((mask * pixels + (1 - mask) * dim).astype(np.uint8))
 
 
 def draw_grid(picture: Image.Image, image: ImageTrace) -> None:
-    """Draw the edges of the tiles (in place)."""
-    columns, rows = image.grid or (1, 1)
+    """Draw the edges between the tiles (in place)."""
     draw = ImageDraw.Draw(picture)
-    for c in range(1, columns):
-        draw.line((c * picture.width / columns, 0, c * picture.width / columns, picture.height), fill=(255, 255, 255), width=1)
-    for r in range(1, rows):
-        draw.line((0, r * picture.height / rows, picture.width, r * picture.height / rows), fill=(255, 255, 255), width=1)
+    for left, top, right, bottom in _pixel_boxes(picture, image):
+        if right < picture.width - 1:
+            draw.line((right, top, right, bottom), fill=(255, 255, 255), width=1)
+        if bottom < picture.height - 1:
+            draw.line((left, bottom, right, bottom), fill=(255, 255, 255), width=1)
+
+
+def _pixel_boxes(picture: Image.Image, image: ImageTrace) -> list[tuple[float, float, float, float]]:
+    """The tiles without the thumbnail, in pixels of the picture."""
+    tiles = image.layout.tiles[: len(image.sizes) - image.layout.thumbnail]
+    (width, height) = picture.size
+    return [(t.box[0] * width, t.box[1] * height, t.box[2] * width, t.box[3] * height) for t in tiles]
 
 
 def _overlays(picture: Image.Image, image: ImageTrace) -> dict[str, tuple[Image.Image, Image.Image | None]]:
@@ -86,23 +93,22 @@ def _overlays(picture: Image.Image, image: ImageTrace) -> dict[str, tuple[Image.
     for title, values in maps.items():
         counts = title in ("Tile budgets", "Region saliency")  # shares: zero is dark
         paint = keep if values.dtype == bool else functools.partial(heat, low=0.0 if counts else None)
-        tiles, thumbnail = split_tiles(image, values)
-        main = paint(large, tiles)
+        main = paint(large, token_map(image, values, large.size))
         draw_grid(main, image)
         if title == "Tile budgets":
             _write_budgets(main, image)
         # The thumbnail's region score is 1 by definition and its budget is its own: nothing to shade.
-        overlays[title] = (main, None if thumbnail is None or counts else paint(small, thumbnail))
+        shade = image.layout.thumbnail and not counts
+        overlays[title] = (main, paint(small, token_map(image, values, small.size, thumbnail=True)) if shade else None)
     return overlays
 
 
 def _write_budgets(picture: Image.Image, image: ImageTrace) -> None:
-    columns, rows = image.grid or (1, 1)
     draw = ImageDraw.Draw(picture)
     font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans-Bold.ttf", 18)
-    for tile in range(columns * rows):
-        center = ((tile % columns + 0.5) * picture.width / columns, (tile // columns + 0.5) * picture.height / rows)
-        text = f"{image.budgets[tile]}/{image.sizes[tile]}"
+    boxes = _pixel_boxes(picture, image)
+    for (left, top, right, bottom), budget, size in zip(boxes, image.budgets, image.sizes, strict=False):
+        center, text = ((left + right) / 2, (top + bottom) / 2), f"{budget}/{size}"
         draw.text(center, text, font=font, anchor="mm", fill=(255, 255, 255), stroke_width=3, stroke_fill=(0, 0, 0))
 
 

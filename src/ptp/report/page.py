@@ -53,7 +53,7 @@ def write_page(page: Page, path: Path) -> None:
             "heading": heading,
             "summary": str(trace).split("\n")[0],
             "pictures": [
-                {"panels": overlay_uris(picture, image), "budgets": image.budgets, "grid": image.grid}
+                {"panels": overlay_uris(picture, image), "budgets": image.budgets, "thumbnail": image.layout.thumbnail}
                 for picture, image in zip(pictures, trace.images, strict=True)
             ],
         }

@@ -2,7 +2,7 @@
 
 from .cache import UnsupportedCacheError
 from .engine import Engine
-from .picture import Picture
+from .picture import Picture, Saliency
 from .trace import ImageTrace, Trace
 
-__all__ = ["Engine", "ImageTrace", "Picture", "Trace", "UnsupportedCacheError"]
+__all__ = ["Engine", "ImageTrace", "Picture", "Saliency", "Trace", "UnsupportedCacheError"]

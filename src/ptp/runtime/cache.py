@@ -1,4 +1,4 @@
-"""KV caches: which can be pruned, shortening them, and decoding from a shortened one."""
+"""KV caches: which can be pruned, shortening them, and going on from a shortened one."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,42 +6,80 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from ..errors import UnsupportedModelError
 from .compaction import take
 
 RECORD = "ptp_record"
-"""Attribute of a pruned cache that carries its `Record`, so that copies of it can be decoded from."""
+"""Attribute of a pruned cache that carries its `Record`; copies of the cache have it, too."""
 
 
 class UnsupportedCacheError(UnsupportedModelError):
     """The KV cache cannot be pruned exactly, or not any more."""
 
 
-@dataclass(frozen=True)
-class Record:
-    """What decoding from a pruned cache needs to know.
+class PrunedLayer(DynamicLayer):
+    """A layer that holds fewer tokens than it has seen.
 
-    `length` tokens were prefilled; `valid` (B, S') marks the slots that hold one, `padded` says whether any does not;
-    the next token of a row has position `position` (B, 1).
+    As transformers' sliding-window layers do, it counts what it has seen: positions, and what `generate` takes for new in
+    a longer prompt, come out as if nothing had left.
+
+    Attributes:
+        removed: Tokens that were seen and are not held.
     """
 
-    length: int
+    removed: int = 0
+
+    @classmethod
+    def of(cls, layer: CacheLayerMixin, removed: int) -> "PrunedLayer":
+        """The keys and values of `layer`, of which `removed` tokens are missing."""
+        pruned = cls()
+        vars(pruned).update(vars(layer))
+        pruned.removed = removed
+        return pruned
+
+    def get_seq_length(self) -> int:
+        """Tokens seen."""
+        held = super().get_seq_length()
+        return held + self.removed if held else 0
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """How many keys there are for `query_length` new tokens, and the number of the first."""
+        return super().get_seq_length() + query_length, self.removed
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.removed = 0
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a pruned cache needs to know.
+
+    Attributes:
+        valid: (B, S') bool marks the slots that hold a token; rows are aligned at their ends.
+        padded: Whether any does not.
+        removed: Tokens of each row, padding among them, that were seen and are not held.
+    """
+
     valid: Tensor
     padded: bool
-    position: Tensor
+    removed: int
 
 
-def check_cache(cache: Any, record: Record | None) -> None:
-    """Raise UnsupportedCacheError unless a prompt with pictures can be prefilled into `cache`."""
+def held(cache: Cache | None) -> int:
+    """Slots that a cache holds."""
+    layers: list[Any] = cache.layers if cache is not None else []
+    return layers[0].keys.shape[-2] if layers and layers[0].is_initialized else 0
+
+
+def check_cache(cache: Any) -> None:
+    """Raise UnsupportedCacheError unless pictures can be pruned while they are prefilled into `cache`."""
     if cache is None:
         return
-    if record is not None or cache.get_seq_length() > 0:
-        raise UnsupportedCacheError(
-            "A prompt with pictures needs an empty KV cache, and this one is filled. Start it with a fresh cache."
-        )
-    if getattr(cache, "offloading", False) or any(type(layer) is not DynamicLayer for layer in cache.layers):
+    if getattr(cache, "offloading", False) or any(type(layer) not in (DynamicLayer, PrunedLayer) for layer in cache.layers):
         kinds = sorted({type(layer).__name__ for layer in cache.layers})
         raise UnsupportedCacheError(
             f"Visual tokens can be pruned with DynamicCache only, got {type(cache).__name__} ({', '.join(kinds)}): other "
@@ -49,39 +87,44 @@ def check_cache(cache: Any, record: Record | None) -> None:
         )
 
 
-def continue_from(record: Record, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Mask and positions for tokens that follow a pruned prefill: it is shorter than the positions it holds.
+def continue_from(record: Record, cache: Any, mask: Any, new: int) -> Tensor | None:
+    """The mask (B, seen + new) for `new` tokens that follow a pruned cache: what left is padding. None where none is needed.
+
+    Args:
+        mask: What the caller passed, None or (B, seen + new); padding among the new tokens counts.
 
     Raises:
-        UnsupportedCacheError: mask or positions and cache disagree on how many tokens are new, as when a second prompt is
-            prepared as if nothing had been pruned.
+        UnsupportedCacheError: it does not say which tokens are new.
     """
-    cache, states = kwargs["past_key_values"], kwargs["inputs_embeds"]
-    new = states.shape[1]
-    decoded = cache.get_seq_length() - record.valid.shape[1]
-    mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
-    expected = record.position + decoded + torch.arange(new, device=states.device)
-    fits = mask is None or (isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == record.length + decoded + new)
-    if fits and new > 1 and positions is not None:  # one token cannot be cut out wrongly: spare decoding the wait
-        fits = bool((positions == expected).all())
-    if not fits:
+    seen, slots = cache.get_seq_length(), held(cache)
+    if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] == seen + new):
         raise UnsupportedCacheError(
-            "This KV cache was pruned, and the prompt does not continue it token by token: a second prompt on a pruned "
-            "cache is not supported by generate. Start with a fresh cache, or feed the new tokens to model(...) itself."
+            f"This KV cache was pruned after it had seen {seen} tokens, and attention_mask is not (batch, {seen + new}). Pass "
+            "the whole conversation's mask, or none; to start afresh, use a fresh cache."
         )
-    changed: dict[str, Any] = {"position_ids": expected if positions is None else positions}
-    if mask is not None or record.padded:
-        tail = record.valid.new_ones(len(record.valid), decoded + new) if mask is None else mask[:, record.length :].bool()
-        changed["attention_mask"] = torch.cat([record.valid, tail], dim=1).long()
-    return changed
+    if mask is None and not record.padded:
+        return None
+    since = slots - record.valid.shape[1]  # tokens decoded or prefilled after the pictures
+    tail = record.valid.new_ones(len(record.valid), since + new) if mask is None else mask[:, seen - since :].bool()
+    valid = torch.cat([record.valid, tail.to(record.valid.device)], dim=1).long()
+    return torch.nn.functional.pad(valid, (record.removed, 0))
 
 
-def compact_cache(cache: Cache, layers: int, index: Tensor) -> None:
-    """Shorten the first `layers` layers of a cache to `index` (B, S'), in place."""
+def compact_cache(cache: Cache, layers: int, start: int, index: Tensor) -> None:
+    """Shorten the first `layers` layers of a cache, from slot `start` on, to `index` (B, S') counted from there."""
     below: list[Any] = cache.layers[:layers]
     for layer in below:
-        layer.keys = take(layer.keys, index, dim=2)
-        layer.values = take(layer.values, index, dim=2)
+        for name in ("keys", "values"):
+            states = getattr(layer, name)
+            short = take(states[:, :, start:], index, dim=2)
+            setattr(layer, name, torch.cat([states[:, :, :start], short], dim=2) if start else short)
+
+
+def finish_cache(cache: Cache, seen: int, record: Record) -> None:
+    """Let a cache that was shortened know that it has seen `seen` tokens."""
+    layers: list[Any] = cache.layers
+    cache.layers = [PrunedLayer.of(layer, seen - layer.keys.shape[-2]) for layer in layers]
+    setattr(cache, RECORD, record)
 
 
 def cache_bytes(cache: Cache | None) -> int:

@@ -1,14 +1,16 @@
 """What the runtime knows of a method, and of one prefill on its way through the layers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from ..adapters import Span
 from ..selection import Selection
-from .compaction import Slots
+from .compaction import Slots, compact, take
 from .picture import Picture
 
 
@@ -23,6 +25,8 @@ class Method(Protocol):
     """A pruning method, as far as the runtime cares."""
 
     @property
+    def window(self) -> int: ...
+    @property
     def vision_layers(self) -> tuple[int, ...]: ...
     @property
     def text_rows(self) -> Literal["instruction", "last"] | None: ...
@@ -35,21 +39,40 @@ class Method(Protocol):
 
 @dataclass
 class Call:
-    """State of one prefill on its way through the layers."""
+    """State of one prefill on its way through the layers.
+
+    Attributes:
+        input_ids: (B, S) the new tokens. padding: (B, S) bool, True marks a token.
+        encoded: The encoder's output that the caller passed; None where it is made in this call.
+        text: (B, R) places of the text tokens that score, among the new ones. text_valid: (B, R).
+        cache: The KV cache, None without one.
+        seen: Tokens that it has seen before this call; `past` marks, (B, M) bool, what it holds of them.
+        slots: Where the tokens of the current sequence come from among the new ones.
+        late: Mask (B, S) and features of DeepStack, which the runtime adds in the model's place.
+        pruned: Whether any token has left.
+    """
 
     input_ids: Tensor
-    spans: list[Span]
-    encoded: Any  # the encoder's output the caller passed, None if it is made in this call
-    text: Tensor  # (B, R) positions of the text tokens that score, in the unpruned sequence
-    text_valid: Tensor  # (B, R)
-    padding: Tensor = field(init=False)  # (B, S) bool, True = token
-    position_ids: Tensor = field(init=False)  # (B, S)
-    slots: Slots = field(init=False)  # of the current sequence, in the unpruned one
+    padding: Tensor
+    encoded: Any
+    text: Tensor
+    text_valid: Tensor
+    cache: Cache | None
+    seen: int
+    past: Tensor
+    slots: Slots = field(init=False)
+    spans: list[Span] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
-    short: dict[str, Any] | None = None  # what later layers get instead of the full-length arguments
+    late: tuple[Tensor, Sequence[Tensor]] | None = None
+    pruned: bool = False
+    shortened: dict[Any, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        order = torch.arange(self.input_ids.shape[1], device=self.input_ids.device).expand_as(self.input_ids)
+        self.slots = Slots(order, self.padding)
 
     def places(self) -> Tensor:
-        """(B, S) where each token of the unpruned sequence is in the current one; 0 for those that left."""
+        """(B, S) where each new token is in the current sequence; 0 for those that left."""
         place = torch.zeros_like(self.input_ids)
         order = torch.arange(self.slots.index.shape[1], device=place.device).expand_as(self.slots.index)
         return place.scatter_reduce_(1, self.slots.index, order * self.slots.valid, reduce="amax")
@@ -57,3 +80,24 @@ class Call:
     def text_places(self) -> Tensor:
         """(B, R) where the scoring text tokens are in the current sequence; they never leave."""
         return self.places().gather(1, self.text)
+
+    def leave(self, stays: Tensor) -> Slots:
+        """Shorten the current sequence to the True entries of (B, S'); returns where the rest was in it."""
+        slots = compact(stays)
+        self.slots = Slots(self.slots.index.gather(1, slots.index), slots.valid)
+        self.shortened.clear()
+        self.pruned = True
+        return slots
+
+    def shorten(self, argument: Any) -> Any:
+        """A layer's (B or 1, S, ...) argument, or a tuple of such, at the slots of the current sequence.
+
+        Layers share their arguments, and each is shortened once.
+        """
+        if argument is None:
+            return None
+        if isinstance(argument, tuple):
+            return tuple(self.shorten(part) for part in argument)
+        if id(argument) not in self.shortened:
+            self.shortened[id(argument)] = argument, take(argument, self.slots.index, dim=1)
+        return self.shortened[id(argument)][1]

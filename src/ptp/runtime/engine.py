@@ -1,8 +1,8 @@
 """The hooks that prune a prefill inside a running model. Knows no method and no model family.
 
-One forward pass goes through them in this order: `core` (what is in the prompt), `vision` (signals of the encoder),
-`language` (padding, positions), then each decoder layer: at a stage's layer the sequence is shortened, and every
-later layer gets the short mask and positions. Nothing but hooks is put on the model, and `detach` removes them.
+One forward pass goes through them in this order: `core` (what is in the prompt), the vision encoder (its signals),
+`text` (which tokens are pictures), then each decoder layer: at a stage's layer the sequence is shortened, and every
+later layer gets the short mask and positions. `detach` takes everything off the model again.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ from transformers.masking_utils import create_causal_mask
 from ..adapters import Adapter
 from ..adapters.instruction import TurnMarkers, pad_rows
 from ..selection import Selection
-from .cache import RECORD, Record, cache_bytes, check_cache, compact_cache, continue_from
+from .cache import RECORD, Record, cache_bytes, check_cache, compact_cache, continue_from, finish_cache, held
 from .call import Call, Method, StageLike
-from .compaction import Slots, compact, merge, take
+from .compaction import merge, take
 from .text import TextReader
 from .trace import ImageTrace, Trace
 from .vision import VisionReader
@@ -33,9 +33,8 @@ class Engine:
         self.model, self.adapter, self.method, self.markers = model, adapter, method, markers
         self.trace = Trace()
         self.call: Call | None = None
-        self.record: Record | None = None  # of the cache this call decodes from
         self.stages = method.stages(len(adapter.layers))
-        self.vision = VisionReader(adapter, method.vision_layers)
+        self.vision = VisionReader(adapter, method.vision_layers, method.window)
         self.text = TextReader(adapter, method)
         self.handles: list[RemovableHandle] = []
 
@@ -45,13 +44,15 @@ class Engine:
         handles.append(self.model.register_forward_pre_hook(self._refuse_labels, with_kwargs=True))
         handles.append(adapter.core.register_forward_pre_hook(self._enter_core, with_kwargs=True))
         handles.append(adapter.core.register_forward_hook(self._leave_core, always_call=True))
-        handles.append(adapter.language.register_forward_pre_hook(self._enter_language, with_kwargs=True))
-        handles.append(adapter.language.register_forward_hook(self._leave_language))
+        handles.append(adapter.text.model.register_forward_pre_hook(self._enter_language, with_kwargs=True))
+        handles.append(adapter.text.model.register_forward_hook(self._leave_language))
         handles.extend(self.vision.attach())
         first = min(stage.layer for stage in self.stages)
         for number, layer in enumerate(adapter.layers):
             if number >= first:
                 handles.append(layer.register_forward_pre_hook(self._enter_layer(number), with_kwargs=True))
+            if adapter.late_features is not None:
+                handles.append(layer.register_forward_hook(self._leave_layer(number)))
         handles.extend(self.text.attach([stage.layer for stage in self.stages], lambda: self.call))
 
     def detach(self) -> None:
@@ -59,10 +60,11 @@ class Engine:
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
+        self.vision.detach()
         self._forget()
 
     def _forget(self) -> None:
-        self.call = self.record = None
+        self.call = None
         self.vision.forget()
         self.text.forget()
 
@@ -79,42 +81,56 @@ class Engine:
                 "Pass how many of the last logits you want."
             )
 
-    def _enter_core(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter_core(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._forget()
         input_ids: Any = kwargs.get("input_ids", args[0] if args else None)
-        encoded = kwargs.get("mm_encoder_outputs") or {}
-        cache = kwargs.get("past_key_values")
-        record = getattr(cache, RECORD, None)
-        has_pictures = kwargs.get("pixel_values") is not None or encoded.get("image") is not None
-        if not has_pictures:
-            prefills = record is None and input_ids is not None and input_ids.shape[1] > 1
-            if prefills and self.adapter.locate(input_ids):
-                raise ValueError(
-                    "The prompt has image tokens but no pictures came with it: they would be read as words. Pass the pictures, "
-                    "and no prefill_chunk_size."
-                )
-            self.record = record
-            if cache is None or cache.get_seq_length() == 0:
-                self.trace.clear()
-            return
+        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        seen = cache.get_seq_length() if cache is not None else 0
+        record = getattr(cache, RECORD, None) if seen else None  # a cache that was reset starts afresh
+        if record is not None:
+            new = (input_ids if input_ids is not None else kwargs["inputs_embeds"]).shape[1]
+            mask = continue_from(record, cache, mask, new)
+            kwargs = kwargs | {"attention_mask": mask}
+        if kwargs.get("pixel_values") is not None or encoded is not None:
+            self._expect_pictures(input_ids, encoded, cache, mask)
+            return args, kwargs
+        if input_ids is not None and input_ids.shape[1] > 1 and bool(self.adapter.image_tokens(input_ids).any()):
+            raise ValueError(
+                "The prompt has image tokens but no pictures came with it: they would be read as words. Pass the pictures, "
+                "and no prefill_chunk_size."
+            )
+        if not seen:
+            self.trace.clear()
+        return args, kwargs
+
+    def _expect_pictures(self, input_ids: Tensor | None, encoded: Any, cache: Any, mask: Any) -> None:
         if input_ids is None:
             raise ValueError("Pictures need input_ids, so that their tokens can be found. Pass input_ids, not inputs_embeds.")
-        mask = kwargs.get("attention_mask")
-        check_cache(cache, record)
+        check_cache(cache)
         if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
             raise ValueError(
                 "attention_mask must be (B, S) while visual tokens are pruned. Pass the processor's mask unchanged."
             )
-        spans = self.adapter.locate(input_ids)
-        padding = torch.ones_like(input_ids) if mask is None else mask
-        chosen = torch.zeros_like(input_ids, dtype=torch.bool)
+        (batch, length), slots = input_ids.shape, held(cache)
+        if mask is None:
+            valid = input_ids.new_ones(batch, slots + length, dtype=torch.bool)
+        elif mask.shape[1] < slots + length:
+            raise ValueError(
+                f"attention_mask must cover what the KV cache holds and the {length} new tokens, got {mask.shape[1]}. Pass the "
+                "mask of the whole conversation."
+            )
+        else:
+            valid = mask[:, mask.shape[1] - slots - length :].bool()
+        past, padding = valid[:, :slots], valid[:, slots:]
+        chosen = torch.zeros_like(padding)
         if self.method.text_rows == "last":
-            order = torch.arange(input_ids.shape[1], device=input_ids.device)
-            chosen = order == torch.where(padding.bool(), order, -1).amax(dim=1, keepdim=True)
+            order = torch.arange(length, device=input_ids.device)
+            chosen = order == torch.where(padding, order, -1).amax(dim=1, keepdim=True)
         elif self.method.text_rows == "instruction" and self.markers is not None:
             chosen = self.markers.mask(input_ids, padding)
-        self.call = Call(input_ids, spans, encoded.get("image"), *pad_rows(chosen))
-        self.call.padding = padding.bool()
+        seen = cache.get_seq_length() if cache is not None else 0
+        self.call = Call(input_ids, padding, encoded, *pad_rows(chosen), cache, seen, past)
 
     def _leave_core(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._forget()
@@ -122,18 +138,16 @@ class Engine:
     # -- the language model --------------------------------------------------------------------------------------
 
     def _enter_language(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self.record is not None:
-            return args, kwargs | continue_from(self.record, kwargs)
         call = self.call
         if call is None:
             return None
-        batch, length = call.input_ids.shape
-        order = torch.arange(length, device=call.input_ids.device).expand(batch, -1)
-        positions = kwargs.get("position_ids")
-        call.position_ids = order if positions is None else positions.expand(batch, -1)
-        call.slots = Slots(order, call.padding)
-        call.pictures = self.vision.pictures(call.spans, batch, call.encoded)
-        return None
+        call.spans, call.pictures = self.vision.pictures(call.input_ids, call.encoded)
+        if self.adapter.late_features is None:
+            return None
+        mask, features = (kwargs.get(name) for name in self.adapter.late_features)
+        if mask is not None and features is not None:
+            call.late = mask, features
+        return args, kwargs | dict.fromkeys(self.adapter.late_features)
 
     def _enter_layer(self, number: int) -> Callable[..., Any]:
         stages = [stage for stage in self.stages if stage.layer == number]
@@ -143,63 +157,84 @@ class Engine:
             if call is None:
                 return None
             hidden = args[0] if args else kwargs["hidden_states"]
+            call.cache = kwargs.get("past_key_values")  # where the caller passed none, the model has made one
             for stage in stages:
-                hidden = self._prune(call, stage, hidden, kwargs)
-            if call.short is None:
+                hidden = self._prune(call, stage, hidden, kwargs["position_embeddings"])
+            if not call.pruned:
                 return None
+            changed = {name: call.shorten(kwargs.get(name)) for name in ("position_ids", "position_embeddings")}
+            changed["attention_mask"] = self._mask(call, number, hidden)
             if args:
-                return (hidden, *args[1:]), kwargs | call.short
-            return args, kwargs | call.short | {"hidden_states": hidden}
+                return (hidden, *args[1:]), kwargs | changed
+            return args, kwargs | changed | {"hidden_states": hidden}
 
         return hook
 
-    def _prune(self, call: Call, stage: StageLike, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        embeddings = call.short["position_embeddings"] if call.short else kwargs["position_embeddings"]
-        seen = self.text.readable(call, stage.layer, hidden, embeddings)
+    def _leave_layer(self, number: int) -> Callable[..., Any]:
+        """DeepStack: add the features of a vision layer to the visual tokens that are left."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            call = self.call
+            if call is None or call.late is None or number >= len(call.late[1]):
+                return None
+            hidden = output[0] if isinstance(output, tuple) else output
+            index, (mask, features) = call.slots.index, call.late
+            mask = mask.to(index.device)
+            order = (mask.flatten().cumsum(0) - 1).view_as(mask)
+            visual = (mask.gather(1, index) & call.slots.valid).to(hidden.device)
+            rows = order.gather(1, index).to(hidden.device)[visual]
+            hidden = hidden.clone()
+            hidden[visual] += features[number].to(hidden.device, hidden.dtype)[rows.to(hidden.device)]
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return hook
+
+    def _prune(self, call: Call, stage: StageLike, hidden: Tensor, embeddings: tuple[Tensor, Tensor]) -> Tensor:
+        current = call.shorten(embeddings) if call.pruned else embeddings
+        seen = self.text.readable(call, stage.layer, hidden, current)
         selections = [self.method.select(picture, stage) for picture in seen]
-        keep = call.padding.clone()
-        for span, selection in zip(call.spans, selections, strict=True):
-            keep[span.row, span.start : span.start + span.tokens] = False
-            keep[span.row, span.start + selection.kept.to(keep.device)] = True
-        places = call.places()
+        keep, places = call.padding.clone(), call.places()
         for number, (span, selection) in enumerate(zip(call.spans, selections, strict=True)):
+            here = span.positions.to(keep.device)
+            chosen = here[selection.kept.to(keep.device)]
+            keep[span.row, here] = False
+            keep[span.row, chosen] = True
             if selection.merged is not None:
                 alive = call.pictures[number].alive
-                own, target = (places[span.row, span.start + index.to(places.device)] for index in (alive, selection.kept))
-                hidden = merge(hidden, span.row, own, selection.merged[alive], target, selection.kept)
+                own = places[span.row, here[alive.to(keep.device)]]
+                hidden = merge(hidden, span.row, own, selection.merged[alive], places[span.row, chosen], selection.kept)
             call.pictures[number] = replace(call.pictures[number], alive=selection.kept)
         self._record_trace(call, stage.layer, selections)
         stays = keep.gather(1, call.slots.index) & call.slots.valid
         if bool((stays == call.slots.valid).all()):
             return hidden  # nothing leaves: the model runs exactly as it would alone
-        slots = compact(stays)
-        call.slots = Slots(call.slots.index.gather(1, slots.index), slots.valid)
-        hidden = take(hidden, slots.index, dim=1)
-        cache = kwargs.get("past_key_values")
-        if cache is not None:
-            compact_cache(cache, stage.layer, slots.index)
-        mask = create_causal_mask(
-            config=self.adapter.language.config,
-            inputs_embeds=hidden,
-            attention_mask=slots.valid.long() if slots.padded else None,
-            past_key_values=None,
-        )
-        call.short = {
-            "attention_mask": mask,
-            "position_ids": call.position_ids.gather(1, call.slots.index),
-            "position_embeddings": tuple(take(part, slots.index, dim=1) for part in embeddings),
-        }
-        return hidden
+        slots = call.leave(stays)
+        if call.cache is not None:
+            compact_cache(call.cache, stage.layer, call.past.shape[1], slots.index)
+        return take(hidden, slots.index, dim=1)
+
+    def _mask(self, call: Call, layer: int, hidden: Tensor) -> Any:
+        """The causal mask of the current sequence, for the model's attention; made once per stage."""
+        if "mask" not in call.shortened:
+            mask = None
+            if call.slots.padded or not bool(call.past.all()):
+                mask = torch.cat([call.past, call.slots.valid], dim=1).long()
+                mask = torch.nn.functional.pad(mask, (call.seen - call.past.shape[1], 0))
+            call.shortened["mask"] = create_causal_mask(
+                config=self.adapter.text.config,
+                inputs_embeds=hidden,
+                attention_mask=mask,
+                past_key_values=call.cache if call.past.shape[1] else None,
+                layer_idx=layer,
+            )
+        return call.shortened["mask"]
 
     def _record_trace(self, call: Call, layer: int, selections: list[Selection]) -> None:
         images = []
-        for span, picture, selection in zip(call.spans, call.pictures, selections, strict=True):
-            positions = torch.arange(span.start, span.start + span.tokens)
-            kept = selection.kept.cpu()
+        for span, selection in zip(call.spans, selections, strict=True):
             scores = {name: score.detach().float().cpu() for name, score in selection.scores.items()}
-            images.append(
-                ImageTrace(span.row, span.tokens, picture.grid, span.sizes, selection.budgets, kept, positions, scores)
-            )
+            positions = call.seen + span.positions
+            images.append(ImageTrace(span.row, span.layout, selection.budgets, selection.kept.cpu(), positions, scores))
         self.trace.images = images
         before, after = sum(image.num_tokens for image in images), sum(len(image.kept) for image in images)
         self.trace.visual_tokens = (before, after)
@@ -210,11 +245,12 @@ class Engine:
         call = self.call
         if call is None:
             return
-        before, after = call.input_ids.shape[1], call.slots.index.shape[1]
+        new, short, past = call.input_ids.shape[1], call.slots.index.shape[1], call.past.shape[1]
         cache = getattr(output, "past_key_values", None)
         size = cache_bytes(cache)
-        self.trace.sequence_length = (before, after)
-        self.trace.cache_bytes = (size // after * before, size)
-        if cache is not None and call.short is not None:
-            position = call.position_ids.masked_fill(~call.padding, -1).amax(dim=1, keepdim=True) + 1
-            setattr(cache, RECORD, Record(before, call.slots.valid, call.slots.padded, position))
+        self.trace.sequence_length = (call.seen + new, past + short)
+        self.trace.cache_bytes = (size // (past + short) * (call.seen + new), size)
+        if cache is not None and call.pruned:
+            valid = torch.cat([call.past, call.slots.valid], dim=1)
+            record = Record(valid, not bool(valid.all()), call.seen + new - past - short)
+            finish_cache(cache, call.seen + new, record)

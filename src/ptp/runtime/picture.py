@@ -1,43 +1,47 @@
 """What a method may look at when it decides about one picture."""
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Saliency:
-    """What one vision layer looks at, tile by tile.
-
-    Attributes:
-        patches: (T, P) float32, [CLS] attention (without [CLS]: mean received attention) of each patch.
-        tokens: (T, n) the same pooled onto visual tokens.
-    """
-
-    patches: Tensor
-    tokens: Tensor
-
-    def __getitem__(self, tiles: slice) -> "Saliency":
-        return Saliency(self.patches[tiles], self.tokens[tiles])
+from ..adapters import Layout
 
 
 @dataclass(frozen=True)
 class Vision:
-    """Signals of the vision encoder, tile by tile, for all pictures of a batch.
+    """Signals of one run of the vision encoder, unit by unit (tiles; pictures or frames where it takes them whole).
 
     Attributes:
-        saliency: Of each layer that was asked for, by its number counted from the first.
-        embeddings: (T, D) the [CLS] embedding of each tile (without [CLS]: the mean patch embedding); (T, 0) where no
-            layer was asked for.
-        thumbnails: (T, C, 24, 24) each tile's pixels shrunk, for finding the tile grid.
+        saliency: (P,) float32 per unit, of each layer that was asked for, by its number counted from the first: [CLS]
+            attention (without [CLS]: mean received attention) of each patch.
+        embeddings: (regions, D) per unit; empty where no layer was asked for.
+        pixels: A few pixels per unit.
+        about: What the adapter remembers of the pictures' sizes.
+        tokens: Visual tokens that were put out, in all.
     """
 
-    saliency: Mapping[int, Saliency]
-    embeddings: Tensor
-    thumbnails: Tensor
+    saliency: Mapping[int, Sequence[Tensor]]
+    embeddings: Sequence[Tensor]
+    pixels: Sequence[Tensor]
+    about: Any
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Saliency:
+    """What one vision layer looks at in a picture.
+
+    Attributes:
+        tokens: (N,) float32, attention of each patch pooled onto visual tokens.
+        thumbnail: (P,) the same of the thumbnail's patches, a square in raster order; None without a thumbnail.
+    """
+
+    tokens: Tensor
+    thumbnail: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -45,35 +49,48 @@ class Picture:
     """One picture of the prompt, at one stage.
 
     Attributes:
-        sizes: Visual tokens of each tile, in token order.
-        grid: (columns, rows) of its tiles, None for a single tile.
+        layout: Where its visual tokens are on it.
         alive: (N',) ascending indices of the tokens that earlier stages left; all N at the first stage.
         saliency: Of the method's `vision_layers`, in that order.
         embeddings: (T, D) the [CLS] embedding of each tile (without [CLS]: the mean patch embedding).
-        thumbnails: (T, C, 24, 24) each tile's pixels shrunk.
+        pixels: A few pixels of each of its units.
         read_relevance, read_states, read_text, read_keys: What `relevance`, `states`, `text_states` and `keys` read.
     """
 
-    sizes: tuple[int, ...]
-    grid: tuple[int, int] | None
+    layout: Layout
     alive: Tensor
     saliency: tuple[Saliency, ...]
     embeddings: Tensor
-    thumbnails: Tensor
+    pixels: tuple[Tensor, ...]
     read_relevance: Callable[[], Tensor] | None = None
     read_states: Callable[[], Tensor] | None = None
     read_text: Callable[[], Tensor] | None = None
     read_keys: Callable[[], Tensor] | None = None
 
     @property
-    def attention(self) -> Tensor:
-        """(T, n) float32 saliency of each visual token in the method's first vision layer."""
-        return self.saliency[0].tokens
+    def sizes(self) -> tuple[int, ...]:
+        """Visual tokens of each tile, in token order."""
+        return self.layout.sizes
 
     @property
-    def patch_attention(self) -> Tensor:
-        """(T, P) float32 saliency of each patch in the method's first vision layer."""
-        return self.saliency[0].patches
+    def grid(self) -> tuple[int, int] | None:
+        """(columns, rows) of its tiles, None for a single tile."""
+        return self.layout.grid
+
+    @property
+    def thumbnail(self) -> bool:
+        """Whether the last tile is the whole picture once more."""
+        return self.layout.thumbnail
+
+    @property
+    def tiles(self) -> int:
+        """How many tiles there are without the thumbnail."""
+        return len(self.sizes) - self.thumbnail
+
+    @property
+    def attention(self) -> Tensor:
+        """(N,) float32 saliency of each visual token in the method's first vision layer."""
+        return self.saliency[0].tokens
 
     @property
     def relevance(self) -> Tensor:
@@ -103,7 +120,8 @@ class Picture:
     @property
     def fingerprint(self) -> int:
         """A number made of its pixels, to draw from where chance decides: pictures differ, repetitions do not."""
-        return zlib.crc32((16 * self.thumbnails).round().to("cpu", torch.int8).contiguous().numpy().tobytes())
+        whole = torch.cat([part.flatten() for part in self.pixels])
+        return zlib.crc32((16 * whole).round().to("cpu", torch.int8).numpy().tobytes())
 
     def count_per_tile(self, kept: Tensor) -> list[int]:
         """How many of the (K,) indices `kept` lie in each tile, in token order."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -26,9 +27,9 @@ class TextReader:
         """Put the hooks on the layers below those of the stages; `call` tells which prefill is on its way."""
         handles = []
         for below in {layer - 1 for layer in layers if layer > 0 and self.method.text_rows is not None}:
-            where = self.adapter.text_attention(below)
-            handles.append(where.query.register_forward_hook(self._capture("queries", call)))
-            handles.append(where.key.register_forward_hook(self._capture("keys", call)))
+            query, key = self.adapter.text.projections(below)
+            handles.append(query.register_forward_hook(self._capture("queries", call)))
+            handles.append(key.register_forward_hook(self._capture("keys", call)))
         return handles
 
     def forget(self) -> None:
@@ -57,23 +58,24 @@ class TextReader:
         relevance = cache(lambda: self._relevance(call, layer, hidden, embeddings, self._raters(call, pictures)))
 
         def reader(span: Span) -> Callable[[], Tensor]:
-            return lambda: relevance()[span.row, span.start : span.start + span.tokens]
+            return lambda: relevance()[span.row, span.positions.to(hidden.device)]
 
         return [replace(p, read_relevance=reader(span)) for span, p in zip(call.spans, pictures, strict=True)]
 
     def _with_states(self, call: Call, layer: int, hidden: Tensor, places: Tensor, span: Span, picture: Picture) -> Picture:
         @cache
         def states() -> Tensor:
-            if call.short is None:  # nothing has left yet: no need to copy
-                return hidden[span.row, span.start : span.start + span.tokens]
-            return hidden[span.row, places[span.row, span.start + picture.alive.to(places.device)]]
+            here = span.positions.to(hidden.device)
+            if not call.pruned and bool((here.diff() == 1).all()):  # nothing has left, in order: no need to copy
+                return hidden[span.row, here[0] : here[-1] + 1]
+            return hidden[span.row, places[span.row, here[picture.alive.to(here.device)]]]
 
         def text() -> Tensor:
             return hidden[span.row, places[span.row, call.text[span.row, call.text_valid[span.row]]]]
 
         def keys() -> Tensor:
             mine = states()[None]
-            return self.adapter.probe(layer, mine[:, :0], mine)[1][0].flatten(1)
+            return self.adapter.text.plain_keys(layer, self.adapter.text.project(layer, mine[:, :0], mine)[1])[0]
 
         return replace(picture, read_states=states, read_text=text, read_keys=keys)
 
@@ -90,21 +92,23 @@ class TextReader:
         return valid
 
     def _relevance(self, call: Call, layer: int, hidden: Tensor, embeddings: tuple[Tensor, Tensor], raters: Tensor) -> Tensor:
-        """(B, S) attention from the text on every token of the unpruned sequence, zero for those already gone."""
-        rows = call.text_places()
-        where = self.adapter.text_attention(max(layer - 1, 0))
+        """(B, S) attention from the text on every new token, zero for those already gone; softmax over all that was seen."""
+        rows, text = call.text_places(), self.adapter.text
+        source = max(layer - 1, 0)
         if layer == 0:
-            queries, keys = self.adapter.probe(0, take(hidden, rows, dim=1), hidden)
+            queries, keys = text.project(0, take(hidden, rows, dim=1), hidden)
         else:
             queries, keys = self._captured.pop("queries"), self._captured.pop("keys")
-        batch, count = rows.shape
-        queries = queries.reshape(batch, count, where.heads, -1).transpose(1, 2)
-        keys = keys.reshape(batch, hidden.shape[1], where.key_heads, -1).transpose(1, 2)
         cos, sin = embeddings
-        queries = self.adapter.rotate(queries, take(cos, rows, dim=1), take(sin, rows, dim=1))
-        keys = self.adapter.rotate(keys, cos, sin)
+        queries = text.queries(source, queries, take(cos, rows, dim=1), take(sin, rows, dim=1))
+        keys = text.keys(source, keys, cos, sin)
+        past = call.past.shape[1]
+        if past and call.cache is not None:
+            earlier: Any = call.cache.layers[source]
+            keys = torch.cat([earlier.keys[:, :, :past], keys], dim=2)
+        valid = torch.cat([call.past, call.slots.valid], dim=1)
         scores = scoring.instruction_relevance(
-            queries, keys, rows, raters, call.slots.valid, where.scale, self.method.text_reduce
-        )
+            queries, keys, rows + past, raters, valid, text.scale(source), self.method.text_reduce
+        )[:, past:]
         unpruned = scores.new_zeros(call.input_ids.shape)
         return unpruned.scatter_add_(1, call.slots.index, scores * call.slots.valid)

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..adapters import Layout
+
 
 @dataclass(frozen=True)
 class ImageTrace:
@@ -13,9 +15,7 @@ class ImageTrace:
 
     Attributes:
         row: Its batch row.
-        num_tokens: Its visual tokens before pruning, N.
-        grid: (columns, rows) of its tiles, None for a single tile.
-        sizes: Visual tokens of each tile before pruning, in token order (the thumbnail, if any, last).
+        layout: Where its N visual tokens are on it, in token order: tile by tile, the thumbnail's last.
         budgets: Visual tokens kept in each tile, in token order.
         kept: (K,) int64 ascending indices into the picture's N visual tokens.
         positions: (N,) int64 positions of those N tokens in the unpruned sequence of its row, padding included.
@@ -23,13 +23,31 @@ class ImageTrace:
     """
 
     row: int
-    num_tokens: int
-    grid: tuple[int, int] | None
-    sizes: tuple[int, ...]
+    layout: Layout
     budgets: list[int]
     kept: Tensor
     positions: Tensor
     scores: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def num_tokens(self) -> int:
+        """Its visual tokens before pruning, N."""
+        return self.layout.tokens
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Visual tokens of each tile before pruning, in token order."""
+        return self.layout.sizes
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """(columns, rows) of its tiles without the thumbnail, None for a single tile."""
+        return self.layout.grid
+
+    @property
+    def boxes(self) -> Tensor:
+        """(N, 4) float32: left, top, right, bottom of what each token shows, as fractions of the picture."""
+        return self.layout.boxes
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and lists, ready for JSON."""
@@ -50,10 +68,10 @@ class ImageTrace:
             return f"{kept}, one tile"
         columns, rows = self.grid
         width = max(len(str(budget)) for budget in self.budgets)
-        lines = [f"{kept}, {columns} x {rows} tiles and thumbnail"]
+        lines = [f"{kept}, {columns} x {rows} tiles" + (" and thumbnail" if self.layout.thumbnail else "")]
         for r in range(rows):
             lines.append("  " + " ".join(f"{budget:>{width}}" for budget in self.budgets[r * columns : (r + 1) * columns]))
-        return "\n".join([*lines, f"  thumbnail {self.budgets[-1]}"])
+        return "\n".join([*lines, f"  thumbnail {self.budgets[-1]}"] if self.layout.thumbnail else lines)
 
 
 @dataclass

@@ -1,11 +1,11 @@
 """Reading the vision encoder while it runs: its signals, and which of them belong to which picture of a prompt."""
 
-from collections import Counter
+import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -15,45 +15,83 @@ from .picture import Picture, Saliency, Vision
 
 SIGNALS = "ptp_signals"
 """Attribute of an encoder output that carries its `Vision`, so that encoded pictures can be reused."""
-THUMBNAIL_SIDE = 24
+ENCODE = "get_image_features"
+"""The method of a family's core that encodes pictures; `generate` calls it before the forward."""
 
 
-def read_saliency(adapter: Adapter, layer: int, queries: Tensor, keys: Tensor) -> Saliency:
-    """What a vision layer looks at, from its queries and keys (T, H, L, D), L = 1 + P with [CLS] and P without."""
+def read_saliency(adapter: Adapter, layer: int, queries: Tensor, keys: Tensor, about: Any = None) -> list[Tensor]:
+    """What a vision layer looks at, (P,) per unit, from what the modules of `vision_attention` put out."""
     score = scoring.cls_attention if adapter.has_cls else scoring.received_attention
-    attention = score(queries, keys, adapter.vision_attention(layer).scale)
-    return Saliency(attention, adapter.pool(attention))
+    scale = adapter.vision_attention(layer).scale
+    rows = [row for q, k in adapter.heads(layer, queries, keys, about) for row in score(q, k, scale).unbind()]
+    return adapter.by_unit(layer, rows, about)
+
+
+def picture_of(adapter: Adapter, span: Span, vision: Vision, layers: Sequence[int]) -> Picture:
+    """What a method may read of one picture, `layers` of the encoder among it."""
+    saliency = []
+    for layer in layers:
+        rows = [vision.saliency[layer][unit] for unit in span.units]
+        saliency.append(Saliency(adapter.pool(rows, span), rows[-1] if span.layout.thumbnail else None))
+    pixels = tuple(vision.pixels[unit] for unit in span.units)
+    alive = torch.arange(span.layout.tokens, device=pixels[0].device)
+    embeddings = torch.cat([vision.embeddings[unit] for unit in span.units]) if vision.embeddings else pixels[0].new_empty(0, 0)
+    return Picture(span.layout, alive, tuple(saliency), embeddings, pixels)
 
 
 class VisionReader:
     """Keeps the signals of each encoder run, on the encoder's output and until the next run.
 
     Args:
-        layers: Vision layers to read; with none, only what the tile grid is found by.
+        layers: Vision layers to read; with none, only what the tiles are found by.
+        window: Side, in pixels, of the regions of pictures that are not cut into tiles.
     """
 
-    def __init__(self, adapter: Adapter, layers: Sequence[int]) -> None:
-        self.adapter = adapter
+    def __init__(self, adapter: Adapter, layers: Sequence[int], window: int) -> None:
+        self.adapter, self.window = adapter, window
         self.layers = [layer % adapter.vision_depth for layer in layers]
         self.newest: Vision | None = None
         self._captured: dict[Any, Tensor] = {}
 
     def attach(self) -> list[RemovableHandle]:
-        """Put the hooks on the encoder."""
-        handles = []
+        """Put the hooks on the encoder, and listen to the method that runs it."""
+        handles = [self.adapter.vision.register_forward_pre_hook(self._enter, with_kwargs=True)]
         for layer in set(self.layers):
             where = self.adapter.vision_attention(layer)
             handles.append(where.query.register_forward_hook(self._capture((layer, "query"))))
-            handles.append(where.key.register_forward_hook(self._capture((layer, "key"))))
+            if where.key is not where.query:
+                handles.append(where.key.register_forward_hook(self._capture((layer, "key"))))
         if self.layers:
             handles.append(self.adapter.vision_embeddings().register_forward_hook(self._capture("embeddings")))
-        handles.append(self.adapter.vision.register_forward_hook(self._leave, with_kwargs=True))
+        self._listen()
         return handles
+
+    def detach(self) -> None:
+        """Stop listening; the hooks are the caller's to remove."""
+        vars(self.adapter.core).pop(ENCODE, None)
+        self.forget()
 
     def forget(self) -> None:
         """Drop what was read."""
         self.newest = None
         self._captured.clear()
+
+    def _listen(self) -> None:
+        """Shadow `core.get_image_features`: only its arguments tell the pictures' sizes, and `generate` drops them."""
+        encode = getattr(self.adapter.core, ENCODE)
+        signature = inspect.signature(encode)
+
+        @functools.wraps(encode)
+        def listening(*args: Any, **kwargs: Any) -> Any:
+            self._captured.clear()
+            output = encode(*args, **kwargs)
+            inputs = signature.bind(*args, **kwargs).arguments
+            self.newest = self._read(inputs | inputs.get("kwargs", {}), output)
+            if not isinstance(output, tuple):
+                setattr(output, SIGNALS, self.newest)
+            return output
+
+        setattr(self.adapter.core, ENCODE, listening)
 
     def _capture(self, name: Any) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -61,32 +99,32 @@ class VisionReader:
 
         return hook
 
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        pixels: Tensor = kwargs["pixel_values"] if "pixel_values" in kwargs else args[0]
-        small = F.interpolate(pixels.float(), size=(THUMBNAIL_SIDE, THUMBNAIL_SIDE), mode="area")
-        saliency, embeddings = {}, small.new_empty(len(small), 0)
-        for layer in set(self.layers):
-            where = self.adapter.vision_attention(layer)
-            query, key = (
-                self._captured.pop((layer, name)).unflatten(-1, (where.heads, -1)).transpose(1, 2) for name in ("query", "key")
-            )
-            saliency[layer] = read_saliency(self.adapter, layer, query, key)
-        if self.layers:
-            states = self._captured.pop("embeddings")
-            embeddings = states[:, 0] if self.adapter.has_cls else states.mean(dim=1)
-        self.newest = Vision(saliency, embeddings, small)
-        setattr(output, SIGNALS, self.newest)
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._captured["pixels"] = args[0] if args else kwargs["pixel_values"]
 
-    def pictures(self, spans: Sequence[Span], batch: int, encoded: Any | None) -> list[Picture]:
-        """One `Picture` per span of a prompt.
+    def _read(self, inputs: dict[str, Any], output: Any) -> Vision:
+        adapter, seen = self.adapter, self._captured
+        about = adapter.about(inputs, self.window)
+        saliency = {}
+        for layer in set(self.layers):
+            query = seen.pop((layer, "query"))
+            saliency[layer] = read_saliency(adapter, layer, query, seen.pop((layer, "key"), query), about)
+        embeddings = adapter.embed(seen.pop("embeddings"), about) if self.layers else ()
+        pixels = adapter.shrink(seen.pop("pixels"), about)
+        features = output[1] if isinstance(output, tuple) else output.pooler_output
+        parts = [features] if isinstance(features, Tensor) else features
+        return Vision(saliency, embeddings, pixels, about, sum(part.numel() // part.shape[-1] for part in parts))
+
+    def pictures(self, input_ids: Tensor, encoded: Any | None) -> tuple[list[Span], list[Picture]]:
+        """The pictures of a prompt, batch row by batch row, in prompt order.
 
         Args:
-            batch: Rows of the prompt. Beams and num_return_sequences repeat each row after its pictures were encoded; the
-                copies share their pictures.
+            input_ids: (B, S). Beams and num_return_sequences repeat each row after its pictures were encoded; the copies
+                share their pictures.
             encoded: An encoder output made earlier; None takes the newest run.
 
         Raises:
-            ValueError: the encoder output carries no signals of `layers`, or of another number of tiles.
+            ValueError: the encoder output carries no signals of `layers`, or does not fit the prompt.
         """
         vision = self.newest if encoded is None else getattr(encoded, SIGNALS, None)
         if vision is None or not set(self.layers) <= set(vision.saliency):
@@ -94,26 +132,19 @@ class VisionReader:
                 "The encoded pictures carry no signals for this pruner. Encode them while it is attached (another one may read "
                 "another vision layer), and without prefill_chunk_size."
             )
-        tiles = sum(len(span.sizes) for span in spans)
-        copies, rest = divmod(tiles, len(vision.thumbnails))
-        if rest or copies == 0 or batch % copies:
+        tokens = int(self.adapter.image_tokens(input_ids).sum())
+        copies, rest = divmod(tokens, vision.tokens)
+        if rest or copies == 0 or len(input_ids) % copies:
             raise ValueError(
-                f"The prompt has image tokens for {tiles} tiles but {len(vision.thumbnails)} tiles were encoded. "
+                f"The prompt has {tokens} image tokens but pictures of {vision.tokens} visual tokens were encoded. "
                 "Pass the pixel values and the token ids that the processor made together."
             )
-        start, pictures = 0, []
-        seen: dict[tuple[int, int], Picture] = {}
-        rank: Counter[int] = Counter()
-        for span in spans:
-            original = (span.row // copies, rank[span.row])
-            rank[span.row] += 1
-            if original not in seen:
-                tile = slice(start, start + len(span.sizes))
-                start = tile.stop
-                thumbnails = vision.thumbnails[tile]
-                alive = torch.arange(span.tokens, device=thumbnails.device)
-                saliency = tuple(vision.saliency[layer][tile] for layer in self.layers)
-                grid = self.adapter.grid(thumbnails)
-                seen[original] = Picture(span.sizes, grid, alive, saliency, vision.embeddings[tile], thumbnails)
-            pictures.append(seen[original])
-        return pictures
+        originals = self.adapter.locate(input_ids[::copies].cpu(), vision.about, vision.pixels)
+        pictures = [picture_of(self.adapter, span, vision, self.layers) for span in originals]
+        spans, repeated = [], []
+        for row in range(len(input_ids)):
+            for span, picture in zip(originals, pictures, strict=True):
+                if span.row == row // copies:
+                    spans.append(Span(row, span.positions, span.units, span.layout))
+                    repeated.append(picture)
+        return spans, repeated

@@ -1,0 +1,153 @@
+"""Any-resolution pictures of the LLaVA family: one raster over all tiles, behind the thumbnail.
+
+The thumbnail comes first in the prompt. The tokens of the tiles follow as one raster over all tiles, rows of the padding cut
+off and each row ended by a newline token; LLaVA-OneVision also shrinks the raster. Newlines (and the padding) are no visual
+tokens: they always stay, so that what is kept of a row is still seen to end there.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
+from transformers.image_utils import ChannelDimension
+
+from ..errors import UnsupportedModelError
+from .base import Adapter, Layout, QueryKey, Span, Tile, share_out
+from .text import TextModel
+
+
+@dataclass(frozen=True)
+class Packed:
+    """How the model lays out a picture.
+
+    Attributes:
+        tokens: Image tokens, newlines among them.
+        order: (N,) place of each visual token among them, tile by tile and the thumbnail last.
+        layout: Where they are on the picture.
+    """
+
+    tokens: int
+    order: Tensor
+    layout: Layout
+
+
+class AnyResolution(Adapter):
+    """What LLaVA-NeXT and LLaVA-OneVision have in common."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.config = config = model.config
+        self.core = model.model
+        self.vision = self.core.vision_tower
+        self.text = TextModel(self.core.language_model, self.family)
+        self.image_token_id = config.image_token_id
+        kind = config.vision_config.model_type
+        if kind not in ("clip_vision_model", "siglip_vision_model"):
+            raise UnsupportedModelError(f"{self.family} with vision model {kind!r} is not supported. Supported: CLIP, SigLIP.")
+        self.has_cls = kind == "clip_vision_model"
+        strategy = config.vision_feature_select_strategy
+        if strategy != ("default" if self.has_cls else "full"):
+            raise UnsupportedModelError(
+                f"vision_feature_select_strategy {strategy!r} does not fit {kind!r}: [CLS] would be laid out as a patch, or a "
+                "patch lost. Use 'default' with CLIP and 'full' with SigLIP."
+            )
+        depth, chosen = len(self.vision.encoder.layers), config.vision_feature_layer
+        self.vision_depth = max(depth + 1 + n if n < 0 else n for n in ([chosen] if isinstance(chosen, int) else chosen))
+        self.side = config.vision_config.image_size // config.vision_config.patch_size
+        self._packed: dict[Any, Packed] = {}
+
+    def packing(self, about: Any) -> dict[str, Any]:
+        """What `pack_image_features` of this family takes besides features, sizes and the newline."""
+        raise NotImplementedError
+
+    def about(self, inputs: Mapping[str, Any], window: int) -> Any:
+        """((height, width), whether it is cut into tiles, aspect ratio setting) of each picture."""
+        sizes = [(int(height), int(width)) for height, width in inputs["image_sizes"]]
+        counts = inputs.get("batch_num_images")
+        cut = [True] * len(sizes) if counts is None else [int(n) == 1 for n in counts for _ in range(int(n))]
+        ratio = inputs.get("vision_aspect_ratio") or getattr(self.config, "vision_aspect_ratio", None)
+        return [(size, tiles, ratio) for size, tiles in zip(sizes, cut, strict=True)]
+
+    def locate(self, input_ids: Tensor, about: Any, pixels: Sequence[Tensor]) -> list[Span]:
+        packed = [self.packed(picture) for picture in about]
+        spans, first = [], 0
+        places = share_out(self.image_tokens(input_ids), [one.tokens for one in packed])
+        for (row, here), one, picture in zip(places, packed, about, strict=True):
+            *tiles, thumbnail = range(first + 1, first + len(one.layout.tiles)), first
+            units = (*tiles[0], thumbnail)
+            first += len(units)
+            spans.append(Span(row, here[one.order], units, one.layout, picture))
+        return spans
+
+    def pool(self, scores: Sequence[Tensor], span: Span) -> Tensor:
+        """Scores go the way of the features: through the model's own packing."""
+        *tiles, thumbnail = scores
+        values = torch.stack([thumbnail, *tiles])[..., None]
+        return self._pack(values, span.about, values.new_zeros(1))[:, 0][self.packed(span.about).order.to(values.device)]
+
+    def _pack(self, features: Tensor, about: Any, newline: Tensor) -> Tensor:
+        """(image tokens, C) of one picture's (T, P, C) features, the thumbnail's first."""
+        (packed,), _ = self.core.pack_image_features([features], [about[0]], image_newline=newline, **self.packing(about))
+        return packed
+
+    def packed(self, about: Any) -> Packed:
+        """Where the model puts a picture's tokens, found by packing the coordinates of its patches."""
+        if about not in self._packed:
+            self._packed[about] = self._find(about)
+        return self._packed[about]
+
+    def _find(self, about: Any) -> Packed:
+        (height, width), cut, _ = about
+        side, size = self.side, self.config.vision_config.image_size
+        patch = self.config.vision_config.patch_size
+        whole = Tile(side, side, (0.0, 0.0, side * patch / size, side * patch / size))
+        own = torch.arange(side * side)
+        if not cut:
+            return Packed(side * side + 1, own, Layout((whole,)))
+        canvas = select_best_resolution((height, width), self.config.image_grid_pinpoints)
+        down, across = canvas[0] // size, canvas[1] // size
+        y, x = torch.meshgrid(torch.arange(down * side) + 0.5, torch.arange(across * side) + 0.5, indexing="ij")
+        raster = torch.stack([x, y, torch.zeros_like(x)], dim=-1)  # (H, W, 3): patch centers, and a flag for newlines
+        tiles = raster.view(down, side, across, side, 3).transpose(1, 2).reshape(down * across, side * side, 3)
+        packed = self._pack(torch.cat([torch.zeros(1, *tiles.shape[1:]), tiles]), about, torch.tensor([0.0, 0.0, 1.0]))
+        line = int(packed[len(own) :, 2].argmax()) + 1  # tokens of a row, its newline among them
+        lines = packed[len(own) :].view(-1, line, 3)
+        xs, ys = lines[0, :-1, 0].tolist(), lines[:, 0, 1].tolist()
+        shown = get_patch_output_size(np.broadcast_to(0, (1, height, width)), canvas, ChannelDimension.FIRST)
+        columns, rows = (self._edges(*axis) for axis in ((xs, across, canvas[1], shown[1]), (ys, down, canvas[0], shown[0])))
+        order, layout = [], []
+        for top, bottom, y0, y1 in rows:
+            for left, right, x0, x1 in columns:
+                here = (torch.arange(top, bottom)[:, None] * line + torch.arange(left, right)).flatten()
+                order.append(here + len(own))
+                layout.append(Tile(right - left, bottom - top, (x0, y0, x1, y1)))
+        return Packed(len(packed), torch.cat([*order, own]), Layout((*layout, whole), (across, down), thumbnail=True))
+
+    def _edges(self, centers: list[float], tiles: int, canvas: int, shown: int) -> list[tuple[int, int, float, float]]:
+        """(first token, last + 1, begin, end) of each tile along one axis; begin and end as fractions of the picture.
+
+        Args:
+            centers: Of the tokens, in patches. canvas, shown: Pixels of the tiles together, and of the picture in them.
+        """
+        cell = centers[1] - centers[0] if len(centers) > 1 else 1.0
+        size, patch = self.config.vision_config.image_size, self.config.vision_config.patch_size
+        pad, found = (canvas - shown) // 2, []
+        for tile in range(tiles):
+            mine = [i for i, center in enumerate(centers) if math.floor(center / self.side) == tile]
+            first, last = (mine[0], mine[-1] + 1) if mine else (0, 0)
+            ends = [centers[first] - cell / 2, centers[last - 1] + cell / 2] if mine else [tile * self.side] * 2
+            begin, end = ((tile * size + (end - tile * self.side) * patch - pad) / shown for end in ends)
+            found.append((first, last, begin, end))
+        return found
+
+    def vision_attention(self, layer: int) -> QueryKey:
+        attention = self.vision.encoder.layers[layer].self_attn
+        return QueryKey(attention.q_proj, attention.k_proj, attention.num_heads, attention.scale)
+
+    def vision_embeddings(self) -> nn.Module:
+        return self.vision.encoder.layers[self.vision_depth - 1]

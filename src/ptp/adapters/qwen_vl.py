@@ -1,0 +1,145 @@
+"""Qwen2.5-VL and Qwen3-VL in the Hugging Face format."""
+
+import itertools
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
+
+from .base import Adapter, Layout, QueryKey, Span, Tile, share_out
+from .text import TextModel
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A picture as the encoder takes it.
+
+    Attributes:
+        frames, rows, columns: Patches; a picture has one frame.
+        layout: Of its visual tokens.
+        order: (N,) place of each of these in the raster over the picture.
+    """
+
+    frames: int
+    rows: int
+    columns: int
+    layout: Layout
+    order: Tensor
+
+
+class QwenVLAdapter(Adapter):
+    """Pictures whole, at their own size: no tiles, no thumbnail, no [CLS]; visual tokens by merging 2 x 2 patches.
+
+    Regions are a grid of windows over the picture, of about `window` pixels each. In Qwen2.5-VL most vision layers attend in
+    small windows of their own; saliency is then what a patch receives inside its window. In Qwen3-VL the features of DeepStack
+    leave with their tokens.
+    """
+
+    family = "Qwen2.5-VL / Qwen3-VL"
+    model_types = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+    has_cls = False
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        config = model.config
+        self.core = model.model
+        self.vision = self.core.visual
+        self.vision_depth = len(self.vision.blocks)
+        self.text = TextModel(self.core.language_model, self.family)
+        self.image_token_id = config.image_token_id
+        self.merge = config.vision_config.spatial_merge_size
+        self.patch = config.vision_config.patch_size
+        # Qwen2.5-VL only: blocks that attend to all patches, and the order in which patches go through the encoder.
+        self.windowed = getattr(config.vision_config, "window_size", 0)
+        self.whole_blocks = getattr(config.vision_config, "fullatt_block_indexes", range(self.vision_depth))
+        if config.model_type != "qwen2_5_vl":
+            self.late_features = ("visual_pos_masks", "deepstack_visual_embeds")
+
+    def about(self, inputs: Mapping[str, Any], window: int) -> list[Grid]:
+        return [self._grid(t, h, w, window) for t, h, w in inputs["image_grid_thw"].tolist()]
+
+    def _grid(self, frames: int, rows: int, columns: int, window: int) -> Grid:
+        pixels = self.merge * self.patch  # of a visual token
+        height, width = rows // self.merge, columns // self.merge
+        edges = []
+        for tokens in (height, width):
+            count = max(1, round(tokens * pixels / window))
+            edges.append([tokens * i // count for i in range(count + 1)])
+        tiles, order = [], []
+        for (top, bottom), (left, right) in itertools.product(*(itertools.pairwise(axis) for axis in edges)):
+            tiles.append(Tile(right - left, bottom - top, (left / width, top / height, right / width, bottom / height)))
+            order.append((torch.arange(top, bottom)[:, None] * width + torch.arange(left, right)).flatten())
+        grid = (len(edges[1]) - 1, len(edges[0]) - 1)
+        return Grid(frames, rows, columns, Layout(tuple(tiles), grid if len(tiles) > 1 else None), torch.cat(order))
+
+    def locate(self, input_ids: Tensor, about: list[Grid], pixels: Sequence[Tensor]) -> list[Span]:
+        places = share_out(self.image_tokens(input_ids), [len(grid.order) for grid in about])
+        return [
+            Span(row, here[grid.order], (unit,), grid.layout, grid)
+            for unit, ((row, here), grid) in enumerate(zip(places, about, strict=True))
+        ]
+
+    def vision_attention(self, layer: int) -> QueryKey:
+        attention = self.vision.blocks[layer].attn
+        return QueryKey(attention.qkv, attention.qkv, attention.num_heads, attention.scaling)
+
+    def vision_embeddings(self) -> nn.Module:
+        return self.vision.blocks[self.vision_depth - 1]
+
+    def heads(self, layer: int, queries: Tensor, keys: Tensor, about: list[Grid]) -> list[tuple[Tensor, Tensor]]:
+        """One pair per frame, or per window of the layer."""
+        q, k, _ = queries.unflatten(-1, (3, self.vision_attention(layer).heads, -1)).unbind(1)  # (patches, H, D)
+        sizes = self._sizes(about, queries.device)
+        places = get_vision_position_ids(sizes, self.merge)
+        if self.windowed:
+            places = places.view(-1, self.merge**2, 2)[self._windows(about, queries.device)[0]].flatten(0, 1)
+        cos, sin = self.vision.rotary_pos_emb(q, places)
+        modeling = sys.modules[type(self.vision).__module__]
+        q, k = modeling.apply_rotary_pos_emb_vision(q, k, cos, sin)
+        lengths = [grid.rows * grid.columns for grid in about for _ in range(grid.frames)]
+        if layer not in self.whole_blocks:
+            lengths = self._windows(about, queries.device)[1].diff().tolist()
+        pairs = zip(q.split(lengths), k.split(lengths), strict=True)
+        return [(a.transpose(0, 1)[None], b.transpose(0, 1)[None]) for a, b in pairs]
+
+    def by_unit(self, layer: int, rows: Sequence[Tensor], about: list[Grid]) -> list[Tensor]:
+        patches = self._in_raster(torch.cat(list(rows)), about)
+        return list(patches.split([grid.rows * grid.columns for grid in about for _ in range(grid.frames)]))
+
+    def embed(self, states: Tensor, about: list[Grid]) -> list[Tensor]:
+        """The mean over the patches of each region."""
+        tokens = self._in_raster(states, about).unflatten(0, (-1, self.merge**2)).mean(dim=1)
+        means = []
+        for grid, mine in zip(about, tokens.split([grid.frames * len(grid.order) for grid in about]), strict=True):
+            for frame in mine.split(len(grid.order)):
+                parts = frame[grid.order.to(frame.device)].split(grid.layout.sizes)
+                means.append(torch.stack([part.mean(dim=0) for part in parts]))
+        return means
+
+    def shrink(self, pixels: Tensor, about: list[Grid]) -> list[Tensor]:
+        """The mean of each patch."""
+        lengths = [grid.rows * grid.columns for grid in about for _ in range(grid.frames)]
+        return list(pixels.float().mean(dim=-1).split(lengths))
+
+    def pool(self, scores: Sequence[Tensor], span: Span) -> Tensor:
+        """Mean over each block of merged patches, which follow each other."""
+        (patches,) = scores
+        return patches.view(-1, self.merge**2).mean(dim=1)[span.about.order.to(patches.device)]
+
+    def _in_raster(self, patches: Tensor, about: list[Grid]) -> Tensor:
+        """Undo the order in which Qwen2.5-VL's patches go through the encoder: blocks of merged patches in raster order."""
+        if not self.windowed:
+            return patches
+        order = self._windows(about, patches.device)[0].argsort()
+        return patches.unflatten(0, (-1, self.merge**2))[order].flatten(0, 1)
+
+    def _windows(self, about: list[Grid], device: torch.device) -> tuple[Tensor, Tensor]:
+        return get_vision_window_index(self._sizes(about, device), self.merge, self.windowed, self.patch)
+
+    @staticmethod
+    def _sizes(about: list[Grid], device: torch.device) -> Tensor:
+        return torch.tensor([[grid.frames, grid.rows, grid.columns] for grid in about], device=device)

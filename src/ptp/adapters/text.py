@@ -1,0 +1,82 @@
+"""The language-model half of every family: its layers, their queries and keys, their rotary positions."""
+
+import sys
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import UnsupportedModelError
+
+TEXT_MODELS = ("qwen2", "qwen3", "qwen3_moe", "llama", "mistral", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text")
+"""Text models whose attention is q_proj / k_proj (/ q_norm / k_norm per head) with rotary positions."""
+
+
+class TextModel:
+    """A decoder of one of `TEXT_MODELS`.
+
+    Args:
+        model: The module that receives `inputs_embeds`, `attention_mask`, `position_ids`.
+        family: Named in errors.
+
+    Attributes:
+        model: That module.
+        layers: Its decoder layers.
+
+    Raises:
+        UnsupportedModelError: the text model is another one, or attends in sliding windows.
+    """
+
+    def __init__(self, model: Any, family: str) -> None:
+        config = model.config
+        if config.model_type not in TEXT_MODELS:
+            raise UnsupportedModelError(
+                f"{family} with text model {config.model_type!r} is not supported. Supported: {', '.join(TEXT_MODELS)}."
+            )
+        layers = getattr(config, "layer_types", None) or ()
+        mistral = config.model_type == "mistral" and config.sliding_window is not None
+        if "sliding_attention" in layers or mistral:
+            raise UnsupportedModelError(
+                "Sliding-window attention cannot be pruned exactly: a window counts tokens, and pruning removes some. "
+                "Use a checkpoint without it (use_sliding_window=false; for Mistral sliding_window=null)."
+            )
+        self.model, self.layers, self.config = model, model.layers, config
+
+    def projections(self, layer: int) -> tuple[nn.Module, nn.Module]:
+        """The modules that put out the queries and keys of a layer, before norms and positions."""
+        attention = self.layers[layer].self_attn
+        return attention.q_proj, attention.k_proj
+
+    def project(self, layer: int, rows: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Run only these modules.
+
+        Args:
+            rows: (B, R, width) inputs of the layer that need queries. hidden: (B, S, width) all of its inputs.
+        """
+        query, key = self.projections(layer)
+        norm = self.layers[layer].input_layernorm
+        return query(norm(rows)), key(norm(hidden))
+
+    def queries(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(B, H, R, D) of what `q_proj` put out, at its positions."""
+        return self._rotate(self._split(layer, projected, "q_norm"), cos, sin)
+
+    def keys(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """(B, H / g, S, D) of what `k_proj` put out, at its positions."""
+        return self._rotate(self._split(layer, projected, "k_norm"), cos, sin)
+
+    def plain_keys(self, layer: int, projected: Tensor) -> Tensor:
+        """(B, S, H / g * D): keys before rotary positions."""
+        return self._split(layer, projected, "k_norm").transpose(1, 2).flatten(2)
+
+    def scale(self, layer: int) -> float:
+        """The factor on the dot products."""
+        return self.layers[layer].self_attn.scaling
+
+    def _split(self, layer: int, projected: Tensor, norm: str) -> Tensor:
+        attention = self.layers[layer].self_attn
+        states = projected.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        return getattr(attention, norm)(states) if hasattr(attention, norm) else states
+
+    def _rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        modeling = sys.modules[type(self.layers[0].self_attn).__module__]
+        return modeling.apply_rotary_pos_emb(states[:, :1], states, cos, sin)[1]
