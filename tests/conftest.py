@@ -18,7 +18,7 @@ from ptp.loader import pictures_only
 from ptp.tiny.drawing import draw_scene
 from ptp.tiny.model import IMAGE_TOKEN, build_image_processor, build_tokenizer
 
-torch.set_num_threads(2)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 TEXT_MODELS = ("qwen2", "qwen3", "llama")
 TEXT_LAYERS = 4

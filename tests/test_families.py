@@ -5,14 +5,17 @@ import copy
 import functools
 import math
 
+import accelerate
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchao
+from families import FAMILIES, SIZES, Family, encode, model_of, photo, picture, tokenizer
 from PIL import Image, ImageDraw
 from transformers import DynamicCache
 
-from families import FAMILIES, Family, photo, tokenizer
+import ptp
 from ptp.adapters import adapter_for
 from ptp.adapters.instruction import turn_markers
 from ptp.methods import METHODS
@@ -24,10 +27,6 @@ WINDOW = 56
 @pytest.fixture(params=list(FAMILIES))
 def family(request) -> Family:
     return FAMILIES[request.param]
-
-
-def picture(family: Family, number: int = 0):
-    return photo(number, family.sizes[number])
 
 
 def pruner(name: str = "pyramid", **settings):
@@ -104,7 +103,7 @@ def test_dropping_equals_masking(monkeypatch, family, name):
     if name == "visionzip":
         pytest.skip("visionzip averages tokens: masking is not what it does (test_methods checks the averages)")
     method = pruner(name, **({"prune_layer": int(layer)} if layer else {}))
-    model, inputs = family.model(), family.encode(([picture(family)], QUESTION))
+    model, inputs = model_of(family), encode(family, ([picture()], QUESTION))
     selections = watch(monkeypatch, method)
     output, trace = prune(model, inputs, method)
     gone = drops(inputs, trace, selections)
@@ -118,14 +117,14 @@ def test_dropping_equals_masking(monkeypatch, family, name):
 @pytest.mark.parametrize("layer", [0, 2])
 def test_dropping_equals_masking_under_eager(monkeypatch, family, layer):
     method = pruner(prune_layer=layer)
-    model, inputs = family.model("eager"), family.encode(([picture(family)], QUESTION))
+    model, inputs = model_of(family, "eager"), encode(family, ([picture()], QUESTION))
     selections = watch(monkeypatch, method)
     output, trace = prune(model, inputs, method)
     gone = drops(inputs, trace, selections)
     with torch.no_grad(), blinded(model, inputs["attention_mask"].bool(), (gone, None)):
         expected = model(**inputs).logits
     torch.testing.assert_close(output.logits, expected[~gone[layer]][None], atol=1e-4, rtol=0)
-    _, other = prune(family.model(), inputs, method)
+    _, other = prune(model_of(family), inputs, method)
     assert other.images[0].kept.tolist() == trace.images[0].kept.tolist()
 
 
@@ -134,8 +133,8 @@ def test_dropping_equals_masking_under_eager(monkeypatch, family, layer):
 
 @pytest.mark.parametrize("name", ["pyramid", "fastv", "deft"])
 def test_keeping_everything_changes_no_bit(family, name):
-    model = family.model()
-    inputs = family.encode(([picture(family)], QUESTION), ([], "Hello"))
+    model = model_of(family)
+    inputs = encode(family, ([picture()], QUESTION), ([], "Hello"))
     with torch.no_grad():
         expected = model(**inputs).logits
         tokens = model.generate(**inputs, max_new_tokens=3, do_sample=False)
@@ -196,14 +195,14 @@ def block_scores(scores: torch.Tensor, factor: int) -> list[float | None]:
 
 def token_saliency(family: Family, inputs) -> list[float | None]:
     """Mean attention that a token's patches receive in the last vision layer that matters, by the eager model's own maps."""
-    model = family.model("eager")
+    model = model_of(family, "eager")
     core, seen = model.model, []
     adapter = adapter_for(model)
     blocks = adapter.vision.blocks if family.name.startswith("qwen") else None
     if blocks is not None:
         return qwen_saliency(model, inputs, blocks[-1].attn)
     layers = adapter.vision.encoder.layer if family.name == "internvl" else adapter.vision.encoder.layers
-    last = layers[-2] if family.name == "llava_next" else layers[-1]
+    last = layers[-2] if family.name == "llava-next" else layers[-1]
     attention = last.attention if family.name == "internvl" else last.self_attn
     handle = attention.register_forward_hook(lambda module, args, output: seen.append(output[1]))
     with torch.no_grad():
@@ -211,9 +210,9 @@ def token_saliency(family: Family, inputs) -> list[float | None]:
     handle.remove()
     maps = seen[0].mean(dim=1)  # (U, L, L)
     scores = maps[:, 0, 1:] if adapter.has_cls else maps.mean(dim=1)
-    if family.name == "llava_next":
+    if family.name == "llava-next":
         return anyres_scores(core.config, inputs, scores, None)
-    if family.name == "llava_onevision":
+    if family.name == "llava-onevision":
         return anyres_scores(core.config, inputs, scores, 3)
     return block_scores(scores, 2)
 
@@ -248,18 +247,18 @@ def qwen_saliency(model, inputs, attention) -> list[float | None]:
 
 @pytest.mark.parametrize("layer", [0, 2])
 def test_scores_equal_the_loop(family, layer):
-    inputs = family.encode(([picture(family)], QUESTION))
+    inputs = encode(family, ([picture()], QUESTION))
     method = pruner(prune_layer=layer, relevance="attention", budgets="tile", diversity=0.0)
     expected = token_saliency(family, inputs)
-    model = family.model("eager")
+    model = model_of(family, "eager")
     with torch.no_grad():
         maps = model(**inputs, output_attentions=True).attentions[max(layer - 1, 0)][0].mean(dim=0)
     asked = turn_markers(tokenizer()).mask(inputs["input_ids"], inputs["attention_mask"])[0].nonzero()[:, 0]
     assert tokenizer().decode(inputs["input_ids"][0, asked]) == QUESTION
-    image = adapter_for(model).image_tokens(inputs["input_ids"])[0].nonzero()[:, 0].tolist()
+    image = adapter_for(model).visual_tokens(inputs["input_ids"])[0].nonzero()[:, 0].tolist()
     assert len(image) == len(expected)
     for attention in ("eager", "sdpa"):
-        _, trace = prune(family.model(attention), inputs, method)
+        _, trace = prune(model_of(family, attention), inputs, method)
         (mine,) = trace.images
         places = mine.positions.tolist()
         assert sorted(places) == [place for place, score in zip(image, expected, strict=True) if score is not None]
@@ -275,28 +274,29 @@ def test_scores_equal_the_loop(family, layer):
 @pytest.mark.parametrize("layer", [0, 2])
 def test_a_padded_batch_equals_its_rows_alone(family, layer):
     prompts = [
-        ([picture(family)], QUESTION),
+        ([picture()], QUESTION),
         ([], "What color is sign 7?"),
-        ([picture(family, 1), picture(family, 2)], "Read the blue square."),
-        ([picture(family, 2)], "Name the color of sign K."),
+        ([picture(1), picture(2)], "Read the blue square."),
+        ([picture(2)], "Name the color of sign K."),
     ]
-    model, method = family.model(), pruner(prune_layer=layer)
-    together, trace = prune(model, family.encode(*prompts), method)
+    model, method = model_of(family), pruner(prune_layer=layer)
+    together, trace = prune(model, encode(family, *prompts), method)
     images = list(trace.images)
     assert [image.row for image in images] == [0, 2, 2, 3]
     for row, one in enumerate(prompts):
-        alone, single = prune(model, family.encode(one), method)
+        alone, single = prune(model, encode(family, one), method)
         length = alone.logits.shape[1]
         torch.testing.assert_close(together.logits[row, -length:], alone.logits[0], atol=1e-4, rtol=0)
         for mine in single.images:
             assert images.pop(0).kept.tolist() == mine.kept.tolist()
     assert not images
-    batch = family.encode(*prompts)
+    batch = encode(family, *prompts)
     with method(model, tokenizer()):
         tokens = model.generate(**batch, max_new_tokens=3, do_sample=False)[:, -3:]
         for row, one in enumerate(prompts):
             assert (
-                tokens[row].tolist() == model.generate(**family.encode(one), max_new_tokens=3, do_sample=False)[0, -3:].tolist()
+                tokens[row].tolist()
+                == model.generate(**encode(family, one), max_new_tokens=3, do_sample=False)[0, -3:].tolist()
             )
 
 
@@ -312,7 +312,7 @@ def footprint(model) -> dict:
 
 @pytest.mark.parametrize("fail", [False, True])
 def test_nothing_is_left_behind(family, fail):
-    model, inputs = family.model(), family.encode(([picture(family)], QUESTION))
+    model, inputs = model_of(family), encode(family, ([picture()], QUESTION))
     with torch.no_grad():
         expected = model(**inputs).logits
     before = footprint(model)
@@ -336,8 +336,8 @@ def extended(inputs, tokens):
 
 @pytest.mark.parametrize("layer", [0, 2, 3])
 def test_generate_equals_a_greedy_loop_over_the_masked_sequence(monkeypatch, family, layer):
-    model, method = family.model(), pruner(prune_layer=layer)
-    inputs = family.encode(([picture(family)], QUESTION))
+    model, method = model_of(family), pruner(prune_layer=layer)
+    inputs = encode(family, ([picture()], QUESTION))
     selections = watch(monkeypatch, method)
     with torch.no_grad(), method(model, tokenizer()) as trace:
         output = model.generate(**inputs, max_new_tokens=5, do_sample=False, output_logits=True, return_dict_in_generate=True)
@@ -356,8 +356,8 @@ def test_generate_equals_a_greedy_loop_over_the_masked_sequence(monkeypatch, fam
 @pytest.mark.parametrize("layer", [0, 2])
 def test_a_second_question_goes_on_from_what_was_kept(monkeypatch, family, layer):
     """Through generate, with the whole conversation's ids and the first turn's cache."""
-    model, method = family.model(), pruner(prune_layer=layer)
-    first, cache = family.encode(([picture(family)], QUESTION)), DynamicCache()
+    model, method = model_of(family), pruner(prune_layer=layer)
+    first, cache = encode(family, ([picture()], QUESTION)), DynamicCache()
     selections = watch(monkeypatch, method)
     with method(model, tokenizer()) as trace:
         ids = model.generate(**first, past_key_values=cache, max_new_tokens=3, do_sample=False)
@@ -379,8 +379,8 @@ def test_a_second_question_goes_on_from_what_was_kept(monkeypatch, family, layer
 
 @pytest.mark.parametrize("method", [pruner(), pruner(prune_layer=2), pruner("fastv"), pruner("deft")])
 def test_a_new_picture_in_a_later_turn_is_pruned_by_itself(monkeypatch, family, method):
-    model = family.model()
-    first, second = family.encode(([picture(family)], QUESTION)), family.encode(([picture(family, 1)], "And what here?"))
+    model = model_of(family)
+    first, second = encode(family, ([picture()], QUESTION)), encode(family, ([picture(1)], "And what here?"))
     length, cache = first["input_ids"].shape[1], DynamicCache()
     whole = {name: torch.cat([first[name], second[name]], dim=1) for name in MORE if name in first}
     pictures = {name: value for name, value in second.items() if name not in MORE}
@@ -435,13 +435,13 @@ def both_pictures(first, second, whole):
 
 
 def test_beams_share_the_pruned_pictures(family):
-    model, method = family.model(), pruner()
-    prompts = [([picture(family, 1), picture(family)], "Read it."), ([picture(family, 2)], QUESTION)]
+    model, method = model_of(family), pruner()
+    prompts = [([picture(1), picture()], "Read it."), ([picture(2)], QUESTION)]
     with method(model, tokenizer()) as trace:
-        together = model.generate(**family.encode(*prompts), max_new_tokens=3, num_beams=2, do_sample=False)
+        together = model.generate(**encode(family, *prompts), max_new_tokens=3, num_beams=2, do_sample=False)
         assert [image.row for image in trace.images] == [0, 0, 1, 1, 2, 3]
         for row, one in enumerate(prompts):
-            alone = model.generate(**family.encode(one), max_new_tokens=3, num_beams=2, do_sample=False)
+            alone = model.generate(**encode(family, one), max_new_tokens=3, num_beams=2, do_sample=False)
             assert together[row, -3:].tolist() == alone[0, -3:].tolist()
 
 
@@ -450,8 +450,8 @@ def test_beams_share_the_pruned_pictures(family):
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_every_method_keeps_its_budget_of_every_picture(family, name):
-    inputs = family.encode(([picture(family), picture(family, 2)], QUESTION), ([picture(family, 1)], "Read it."), ([], "Hello"))
-    _, trace = prune(family.model(), inputs, pruner(name))
+    inputs = encode(family, ([picture(), picture(2)], QUESTION), ([picture(1)], "Read it."), ([], "Hello"))
+    _, trace = prune(model_of(family), inputs, pruner(name))
     for image in trace.images:
         assert len(image.kept) == sum(image.budgets) == max(1, round(0.3 * image.num_tokens))
         counts = torch.bincount(torch.repeat_interleave(torch.tensor(image.sizes))[image.kept], minlength=len(image.sizes))
@@ -461,8 +461,8 @@ def test_every_method_keeps_its_budget_of_every_picture(family, name):
 @pytest.mark.parametrize("settings", [{"normalize": "tile"}, {"budgets": "tile"}, {"thumbnail_keep": 0.0}, {"alpha": 0}])
 @pytest.mark.parametrize("region", ["thumbnail_attention", "attention_mass", "cls_similarity", "uniform"])
 def test_every_setting_keeps_the_budget(family, region, settings):
-    inputs = family.encode(([picture(family), picture(family, 2)], QUESTION))
-    _, trace = prune(family.model(), inputs, pruner(region=region, **settings))
+    inputs = encode(family, ([picture(), picture(2)], QUESTION))
+    _, trace = prune(model_of(family), inputs, pruner(region=region, **settings))
     assert [len(image.kept) for image in trace.images] == [max(1, round(0.3 * image.num_tokens)) for image in trace.images]
 
 
@@ -472,7 +472,7 @@ def test_every_setting_keeps_the_budget(family, region, settings):
 @functools.cache
 def patchwise(family: Family):
     """The family's model, in whose encoder no patch learns of another: a feature changes where its own pixels do."""
-    model = copy.deepcopy(family.model())
+    model = copy.deepcopy(model_of(family))
     for name, parameter in adapter_for(model).vision.named_parameters():
         if any(part in name for part in ("out_proj", "attn.proj", "attention.projection_layer", "o_proj")):
             torch.nn.init.zeros_(parameter)
@@ -491,14 +491,14 @@ def with_disc(shown: Image.Image, box) -> Image.Image:
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_box_is_where_the_pixels_of_its_token_are(family, number):
     """A disc drawn into the box of a token changes that token's feature more than any other's of the tiles."""
-    model, size = patchwise(family), tuple(4 * edge for edge in family.sizes[number])
+    model, size = patchwise(family), tuple(4 * edge for edge in SIZES[number])
     plain = Image.blend(photo(number, size), Image.new("RGB", size, (128, 128, 128)), 0.8)
-    inputs = family.encode(([plain], QUESTION))
+    inputs = encode(family, ([plain], QUESTION))
     _, trace = prune(model, inputs, pruner())
     (image,) = trace.images
 
     def features(shown):
-        made = family.encode(([shown], QUESTION))
+        made = encode(family, ([shown], QUESTION))
         with torch.no_grad():
             seen = []
             handle = adapter_for(model).text.model.register_forward_pre_hook(
@@ -520,3 +520,126 @@ def test_a_box_is_where_the_pixels_of_its_token_are(family, number):
             seen = image.boxes[tiles + int(change[tiles:].argmax())]
             slack = (seen[2:] - seen[:2]) / 2
             assert seen[0] - slack[0] <= x <= seen[2] + slack[0] and seen[1] - slack[1] <= y <= seen[3] + slack[1]
+
+
+# Videos
+
+
+def video_inputs(family: Family, frames: int = 3, rows: int = 4, columns: int = 6) -> dict:
+    """A prompt with a picture, a video (sizes in patches) and a question, as the family's processor lays it out."""
+    first = encode(family, ([picture(2)], QUESTION))
+    patch = 14 if family.name == "qwen2.5-vl" else 16
+    per_frame = "<|video_pad|>" * (rows * columns // 4)
+    shown = (
+        f"<|vision_start|>{per_frame * frames}<|vision_end|>"
+        if family.name == "qwen2.5-vl"
+        else "".join(f"<{n}.0 seconds><|vision_start|>{per_frame}<|vision_end|>" for n in range(frames))
+    )
+    ids = tokenizer()(f"<|im_start|>user\n{shown}\nAnd here?<|im_end|>\n", return_tensors="pt").input_ids
+    pixels = torch.randn(frames * rows * columns, 3 * 2 * patch * patch, generator=torch.Generator().manual_seed(0))
+    kinds = 2 * (ids == tokenizer().convert_tokens_to_ids("<|video_pad|>")).long()
+    return {
+        "input_ids": torch.cat([first["input_ids"], ids], dim=1),
+        "attention_mask": torch.ones(1, first["input_ids"].shape[1] + ids.shape[1], dtype=torch.long),
+        "mm_token_type_ids": torch.cat([first["mm_token_type_ids"], kinds.to(first["mm_token_type_ids"].dtype)], dim=1),
+        "pixel_values": first["pixel_values"],
+        "image_grid_thw": first["image_grid_thw"],
+        "pixel_values_videos": pixels,
+        "video_grid_thw": torch.tensor([[frames, rows, columns]]),
+    }
+
+
+@pytest.mark.parametrize("name", ["pyramid", "fastv", "hired", "random"])
+@pytest.mark.parametrize("video_family", ["qwen2.5-vl", "qwen3-vl"])
+def test_a_video_is_a_picture_whose_regions_are_frames(monkeypatch, video_family, name):
+    family = FAMILIES[video_family]
+    model, inputs, method = model_of(family), video_inputs(family), pruner(name)
+    selections = watch(monkeypatch, method)
+    output, trace = prune(model, inputs, method)
+    still, video = trace.images
+    assert video.sizes == (6, 6, 6) and video.layout.video and len(video.kept) == round(0.3 * 18) and not still.layout.video
+    assert "18 -> 5 visual tokens, 3 frames" in str(trace)
+    gone = drops(inputs, trace, selections)
+    with torch.no_grad(), blinded(model, inputs["attention_mask"].bool(), (gone, None)):
+        expected = model(**inputs).logits
+    torch.testing.assert_close(output.logits, expected[~gone[max(gone)]][None], atol=1e-4, rtol=0)
+    with method(model, tokenizer()) as trace:
+        tokens = model.generate(**inputs, max_new_tokens=2, num_beams=2, do_sample=False)
+        assert tokens.shape[1] == inputs["input_ids"].shape[1] + 2 and len(trace.images) == 4
+
+
+def test_videos_are_refused_where_they_cannot_be_pruned():
+    family = FAMILIES["llava-onevision"]
+    model, inputs = model_of(family), encode(family, ([picture()], QUESTION))
+    with pruner()(model, tokenizer()), pytest.raises(ptp.UnsupportedModelError, match="Videos cannot be pruned"):
+        model(**inputs, pixel_values_videos=torch.randn(1, 2, 3, 60, 60))
+
+
+# What people do to their models
+
+
+def test_a_model_in_pieces_prunes_the_same(family):
+    """Weights held elsewhere and brought in module by module, as device_map does when a model does not fit."""
+    if family.name == "idefics3":
+        pytest.skip("transformers' Idefics3 itself compares with a weight that is not there, pruned or not")
+    whole, inputs = model_of(family), encode(family, ([picture()], QUESTION))
+    expected, trace = prune(whole, inputs, pruner(prune_layer=2))
+    pieces = accelerate.cpu_offload(copy.deepcopy(whole), execution_device=torch.device("cpu"))
+    output, other = prune(pieces, inputs, pruner(prune_layer=2))
+    assert other.images[0].kept.tolist() == trace.images[0].kept.tolist()
+    torch.testing.assert_close(output.logits, expected.logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_quantised_weights_are_pruned_exactly(monkeypatch, family, layer):
+    """Eight-bit linear layers in the language model: dropping is still masking."""
+    model, inputs = copy.deepcopy(model_of(family)), encode(family, ([picture()], QUESTION))
+    torchao.quantization.quantize_(adapter_for(model).text.model, torchao.quantization.Int8WeightOnlyConfig())
+    method = pruner(prune_layer=layer)
+    selections = watch(monkeypatch, method)
+    output, trace = prune(model, inputs, method)
+    gone = drops(inputs, trace, selections)
+    with torch.no_grad(), blinded(model, inputs["attention_mask"].bool(), (gone, None)):
+        expected = model(**inputs).logits
+    torch.testing.assert_close(output.logits, expected[~gone[layer]][None], atol=1e-4, rtol=0)
+
+
+@pytest.fixture
+def compiler():
+    """A fresh compiler; it says nothing and starts afresh for whoever comes next."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_compiled_model_is_pruned_and_decodes_the_same(family, when, compiler):
+    """Language model and encoder compiled before the pruner is attached, and used; or after."""
+    model, inputs = copy.deepcopy(model_of(family)), encode(family, ([picture()], QUESTION))
+    method, adapter = pruner(prune_layer=2), adapter_for(model)
+    with method(model, tokenizer()) as trace:
+        expected = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    kept = trace.images[0].kept.tolist()
+    if when == "before":
+        adapter.text.model.compile(backend="eager")
+        adapter.vision.compile(backend="eager")
+        model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    with method(model, tokenizer()) as trace:
+        if when == "after":
+            adapter.text.model.compile(backend="eager")
+            adapter.vision.compile(backend="eager")
+        assert model.generate(**inputs, max_new_tokens=4, do_sample=False).tolist() == expected.tolist()
+        assert trace.images[0].kept.tolist() == kept
+
+
+def test_a_model_compiled_as_a_whole_is_refused(compiler):
+    family = FAMILIES["internvl"]
+    model, inputs = copy.deepcopy(model_of(family)), encode(family, ([picture()], QUESTION))
+    with pytest.raises(ptp.UnsupportedModelError, match="compiled as a whole"):
+        ptp.attach(torch.compile(model, backend="eager"), pruner(), tokenizer())
+    with torch.no_grad(), pruner()(model, tokenizer()):
+        model.compile(backend="eager")
+        with pytest.raises(ptp.UnsupportedModelError, match="compiled as a whole"):
+            model(**inputs)
+    with pytest.raises(ptp.UnsupportedModelError, match="compiled as a whole"):
+        ptp.attach(model, pruner(), tokenizer())

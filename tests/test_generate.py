@@ -178,7 +178,9 @@ def test_a_prompt_without_turns_is_all_instruction():
 
 def test_the_adapter_finds_pictures_in_order():
     inputs = encode(prompt(picture(1, (2, 1))), prompt(picture(2, (1, 1)), picture(3, (3, 1))), prompt(question="no picture"))
-    spans = adapter_for(small_model()).locate(inputs["input_ids"], None, [torch.rand(3, 24, 24)] * 8)
+    adapter = adapter_for(small_model())
+    tokens = adapter.visual_tokens(inputs["input_ids"])
+    spans = adapter.locate(inputs["input_ids"], tokens, None, [torch.rand(3, 24, 24)] * 8)
     assert [(span.row, len(span.layout.sizes), span.units) for span in spans] == [
         (0, 3, (0, 1, 2)), (1, 1, (3,)), (1, 4, (4, 5, 6, 7)),
     ]  # fmt: skip

@@ -92,6 +92,19 @@ def load_processor(path: str) -> Any:
     return pictures_only(processor_class)(**parts, **settings)
 
 
+def save_internvl_processor(image_processor: Any, tokenizer: Any, tokens_per_tile: int, directory: Path) -> None:
+    """Write an InternVL's processor, so that `load_processor` reads it with torchvision and without it."""
+    tokenizer.save_pretrained(directory)
+    image_processor.save_pretrained(directory)
+    # What AutoProcessor wants where torchvision is there; its own video half cannot be built without it.
+    size = {"height": image_processor.size["height"], "width": image_processor.size["width"]}
+    colors = {"image_mean": list(image_processor.image_mean), "image_std": list(image_processor.image_std)}
+    about = {"processor_class": "InternVLProcessor", "image_seq_length": tokens_per_tile}
+    (directory / "processor_config.json").write_text(json.dumps(about, indent=2) + "\n")
+    video = {"video_processor_type": "InternVLVideoProcessor", "size": size} | colors
+    (directory / "video_preprocessor_config.json").write_text(json.dumps(video, indent=2) + "\n")
+
+
 def parse_device(device: str | torch.device) -> torch.device:
     """A torch device that exists on this machine; ValueError otherwise."""
     try:

@@ -3,22 +3,41 @@
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
-from .base import Adapter, Layout, QueryKey, Span, Tile
+from .base import Adapter, Layout, Modality, QueryKey, Span, Tile
 from .internvl import InternVLAdapter
 from .llava_next import LlavaNextAdapter
 from .llava_onevision import LlavaOnevisionAdapter
 from .qwen_vl import QwenVLAdapter
 from .smolvlm import SmolVLMAdapter
 
-ADAPTERS: tuple[type[Adapter], ...] = (
-    InternVLAdapter,
-    LlavaNextAdapter,
-    LlavaOnevisionAdapter,
-    SmolVLMAdapter,
-    QwenVLAdapter,
-)
+ADAPTERS: list[type[Adapter]] = [InternVLAdapter, LlavaNextAdapter, LlavaOnevisionAdapter, SmolVLMAdapter, QwenVLAdapter]
+"""Families, in the order they are listed."""
 
-__all__ = ["ADAPTERS", "Adapter", "Layout", "QueryKey", "Span", "Tile", "adapter_for", "check_model_type"]
+__all__ = [
+    "ADAPTERS",
+    "Adapter",
+    "Layout",
+    "Modality",
+    "QueryKey",
+    "Span",
+    "Tile",
+    "adapter_for",
+    "check_model_type",
+    "register",
+]
+
+
+REFUSED = {
+    "gemma3": "its sliding-window layers count tokens, and pruning removes some; the tokens of a picture see each other both "
+    "ways",
+}
+"""Model types that are known and cannot be pruned exactly, and why."""
+
+
+def register(adapter: type[Adapter]) -> type[Adapter]:
+    """Take a family of your own; of two that take a model type, the one registered last is asked. Usable as a decorator."""
+    ADAPTERS.insert(0, adapter)
+    return adapter
 
 
 def check_model_type(model_type: str | None) -> type[Adapter]:
@@ -30,6 +49,10 @@ def check_model_type(model_type: str | None) -> type[Adapter]:
     for adapter in ADAPTERS:
         if model_type in adapter.model_types:
             return adapter
+    if model_type in REFUSED:
+        raise UnsupportedModelError(
+            f"Model type {model_type!r} cannot be pruned exactly: {REFUSED[model_type]}. ptp models lists those that can."
+        )
     families = ", ".join(f"{a.family} (model_type {', '.join(a.model_types)})" for a in ADAPTERS)
     raise UnsupportedModelError(
         f"Model type {model_type!r} is not supported. Families that work: {families}, in the Hugging Face format. "

@@ -73,10 +73,10 @@ class AnyResolution(Adapter):
         ratio = inputs.get("vision_aspect_ratio") or getattr(self.config, "vision_aspect_ratio", None)
         return [(size, tiles, ratio) for size, tiles in zip(sizes, cut, strict=True)]
 
-    def locate(self, input_ids: Tensor, about: Any, pixels: Sequence[Tensor]) -> list[Span]:
+    def locate(self, input_ids: Tensor, tokens: Tensor, about: Any, pixels: Sequence[Tensor]) -> list[Span]:
         packed = [self.packed(picture) for picture in about]
         spans, first = [], 0
-        places = share_out(self.image_tokens(input_ids), [one.tokens for one in packed])
+        places = share_out(tokens, [one.tokens for one in packed])
         for (row, here), one, picture in zip(places, packed, about, strict=True):
             *tiles, thumbnail = range(first + 1, first + len(one.layout.tiles)), first
             units = (*tiles[0], thumbnail)

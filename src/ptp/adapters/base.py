@@ -42,14 +42,16 @@ class Layout:
     """Where the visual tokens of a picture are on it.
 
     Attributes:
-        tiles: In token order.
-        grid: (columns, rows) of the tiles without the thumbnail; None for a single tile.
+        tiles: In token order; of a video, its frames.
+        grid: (columns, rows) of the tiles without the thumbnail; None for a single tile, and for a video.
         thumbnail: Whether the last tile shows the whole picture once more.
+        video: Whether the tiles are frames.
     """
 
     tiles: tuple[Tile, ...]
     grid: tuple[int, int] | None = None
     thumbnail: bool = False
+    video: bool = False
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:
@@ -107,6 +109,23 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Modality:
+    """A way for pictures to get into a model.
+
+    Attributes:
+        name: Key of its encoded pictures in `mm_encoder_outputs`.
+        method: The method of the core that encodes them; `generate` calls it before the forward.
+        pixels: The model's argument that holds them.
+        token_id: What stands for one of their visual tokens in a prompt.
+    """
+
+    name: str
+    method: str
+    pixels: str
+    token_id: int
+
+
+@dataclass(frozen=True)
 class QueryKey:
     """Where a vision layer's queries and keys can be read.
 
@@ -129,11 +148,13 @@ class Adapter(ABC):
     Attributes:
         family: Name shown to users.
         model_types: `config.model_type` values this adapter takes.
+        regions: What its pictures are cut into, for `ptp models`.
+        saliency: What token saliency is read from there.
         core: Module that receives `input_ids`, `pixel_values` and `mm_encoder_outputs`, and has `get_image_features`.
         vision: Its vision encoder.
         vision_depth: Vision layers up to the one that feeds the language model.
         text: The language model.
-        image_token_id: The id that stands for a visual token in a prompt.
+        image_token_id: The id that stands for a visual token of a picture in a prompt.
         has_cls: Whether index 0 of a vision sequence is [CLS].
         late_features: Names of the language model's arguments that hold the mask of visual tokens and the features added
             to them after its first layers (DeepStack); None where there are none.
@@ -143,6 +164,8 @@ class Adapter(ABC):
 
     family: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
+    regions: ClassVar[str]
+    saliency: ClassVar[str]
     late_features: tuple[str, str] | None = None
     core: Any
     vision: Any
@@ -156,10 +179,11 @@ class Adapter(ABC):
         """Raises UnsupportedModelError where the model cannot be pruned exactly."""
 
     @abstractmethod
-    def locate(self, input_ids: Tensor, about: Any, pixels: Sequence[Tensor]) -> list[Span]:
+    def locate(self, input_ids: Tensor, tokens: Tensor, about: Any, pixels: Sequence[Tensor]) -> list[Span]:
         """Pictures of a (B, S) prompt, batch row by batch row, in prompt order.
 
         Args:
+            tokens: (B, S) bool, where the prompt has visual tokens (of one modality).
             about: What `about` said when the pictures were encoded.
             pixels: What `shrink` made of each unit.
 
@@ -187,7 +211,7 @@ class Adapter(ABC):
         """
 
     def about(self, inputs: Mapping[str, Any], window: int) -> Any:
-        """What has to be remembered of the arguments of `get_image_features` to lay out the pictures.
+        """What has to be remembered of the arguments of the encoding method to lay out the pictures.
 
         Args:
             window: Side, in pixels, of the regions of pictures that are not cut into tiles.
@@ -217,9 +241,14 @@ class Adapter(ABC):
         """The language model's decoder layers."""
         return self.text.layers
 
-    def image_tokens(self, input_ids: Tensor) -> Tensor:
-        """(B, S) bool: where a prompt has visual tokens."""
-        return input_ids == self.image_token_id
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """How pictures get into the model."""
+        return (Modality("image", "get_image_features", "pixel_values", self.image_token_id),)
+
+    def visual_tokens(self, input_ids: Tensor) -> Tensor:
+        """(B, S) bool: where a prompt has visual tokens, of any modality."""
+        return torch.isin(input_ids, torch.tensor([kind.token_id for kind in self.modalities], device=input_ids.device))
 
 
 def share_out(mask: Tensor, counts: Sequence[int]) -> list[tuple[int, Tensor]]:

@@ -18,6 +18,8 @@ class InternVLAdapter(Adapter):
 
     family = "InternVL"
     model_types = ("internvl",)
+    regions = "tiles and thumbnail"
+    saliency = "[CLS]"
     has_cls = True
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -31,11 +33,11 @@ class InternVLAdapter(Adapter):
         height, width = self.vision.embeddings.patch_embeddings.patch_shape
         self.columns, self.rows = width // self.factor, height // self.factor
 
-    def locate(self, input_ids: Tensor, about: Any, pixels: Sequence[Tensor]) -> list[Span]:
+    def locate(self, input_ids: Tensor, tokens: Tensor, about: Any, pixels: Sequence[Tensor]) -> list[Span]:
         """Every unbroken run of image tokens is one picture; `<img>` and `</img>` keep neighbours apart."""
         spans, first = [], 0
         per_tile = self.columns * self.rows
-        for row, start, end in runs(self.image_tokens(input_ids)):
+        for row, start, end in runs(tokens):
             tiles, rest = divmod(end - start, per_tile)
             if rest:
                 raise ValueError(

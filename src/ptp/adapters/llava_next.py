@@ -10,6 +10,8 @@ class LlavaNextAdapter(AnyResolution):
 
     family = "LLaVA-NeXT"
     model_types = ("llava_next",)
+    regions = "tiles and thumbnail"
+    saliency = "[CLS]"
 
     def packing(self, about: Any) -> dict[str, Any]:
         return {"vision_feature_select_strategy": self.config.vision_feature_select_strategy}

@@ -13,6 +13,8 @@ class LlavaOnevisionAdapter(AnyResolution):
 
     family = "LLaVA-OneVision"
     model_types = ("llava_onevision",)
+    regions = "tiles and thumbnail; several pictures: whole"
+    saliency = "received"
 
     def packing(self, about: Any) -> dict[str, Any]:
         return {"vision_aspect_ratio": about[2]}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from .base import Adapter, Layout, QueryKey, Span, Tile, share_out
+from .base import Adapter, Layout, Modality, QueryKey, Span, Tile, share_out
 from .text import TextModel
 
 
@@ -22,7 +22,7 @@ class Grid:
     Attributes:
         frames, rows, columns: Patches; a picture has one frame.
         layout: Of its visual tokens.
-        order: (N,) place of each of these in the raster over the picture.
+        order: (N,) place of each of these in the raster over the picture, frame by frame.
     """
 
     frames: int
@@ -35,13 +35,15 @@ class Grid:
 class QwenVLAdapter(Adapter):
     """Pictures whole, at their own size: no tiles, no thumbnail, no [CLS]; visual tokens by merging 2 x 2 patches.
 
-    Regions are a grid of windows over the picture, of about `window` pixels each. In Qwen2.5-VL most vision layers attend in
-    small windows of their own; saliency is then what a patch receives inside its window. In Qwen3-VL the features of DeepStack
-    leave with their tokens.
+    Regions are a grid of windows over the picture, of about `window` pixels each; of a video, its frames. In Qwen2.5-VL most
+    vision layers attend in small windows of their own; saliency is then what a patch receives inside its window. In Qwen3-VL
+    the features of DeepStack leave with their tokens.
     """
 
     family = "Qwen2.5-VL / Qwen3-VL"
     model_types = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+    regions = "windows of about 448 px"
+    saliency = "received"
     has_cls = False
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -50,7 +52,7 @@ class QwenVLAdapter(Adapter):
         self.vision = self.core.visual
         self.vision_depth = len(self.vision.blocks)
         self.text = TextModel(self.core.language_model, self.family)
-        self.image_token_id = config.image_token_id
+        self.image_token_id, self.video_token_id = config.image_token_id, config.video_token_id
         self.merge = config.vision_config.spatial_merge_size
         self.patch = config.vision_config.patch_size
         # Qwen2.5-VL only: blocks that attend to all patches, and the order in which patches go through the encoder.
@@ -59,8 +61,20 @@ class QwenVLAdapter(Adapter):
         if config.model_type != "qwen2_5_vl":
             self.late_features = ("visual_pos_masks", "deepstack_visual_embeds")
 
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        return (*super().modalities, Modality("video", "get_video_features", "pixel_values_videos", self.video_token_id))
+
     def about(self, inputs: Mapping[str, Any], window: int) -> list[Grid]:
+        if "video_grid_thw" in inputs:
+            return [self._video(t, h, w) for t, h, w in inputs["video_grid_thw"].tolist()]
         return [self._grid(t, h, w, window) for t, h, w in inputs["image_grid_thw"].tolist()]
+
+    def _video(self, frames: int, rows: int, columns: int) -> Grid:
+        """Frames are regions; each of them shows the whole picture."""
+        frame = Tile(columns // self.merge, rows // self.merge)
+        order = torch.arange(frames * frame.tokens)
+        return Grid(frames, rows, columns, Layout((frame,) * frames, video=True), order)
 
     def _grid(self, frames: int, rows: int, columns: int, window: int) -> Grid:
         pixels = self.merge * self.patch  # of a visual token
@@ -76,12 +90,14 @@ class QwenVLAdapter(Adapter):
         grid = (len(edges[1]) - 1, len(edges[0]) - 1)
         return Grid(frames, rows, columns, Layout(tuple(tiles), grid if len(tiles) > 1 else None), torch.cat(order))
 
-    def locate(self, input_ids: Tensor, about: list[Grid], pixels: Sequence[Tensor]) -> list[Span]:
-        places = share_out(self.image_tokens(input_ids), [len(grid.order) for grid in about])
-        return [
-            Span(row, here[grid.order], (unit,), grid.layout, grid)
-            for unit, ((row, here), grid) in enumerate(zip(places, about, strict=True))
-        ]
+    def locate(self, input_ids: Tensor, tokens: Tensor, about: list[Grid], pixels: Sequence[Tensor]) -> list[Span]:
+        places = share_out(tokens, [len(grid.order) for grid in about])
+        spans, first = [], 0
+        for (row, here), grid in zip(places, about, strict=True):
+            units = tuple(range(first, first + grid.frames))
+            first += grid.frames
+            spans.append(Span(row, here[grid.order], units, grid.layout, grid))
+        return spans
 
     def vision_attention(self, layer: int) -> QueryKey:
         attention = self.vision.blocks[layer].attn
@@ -114,10 +130,9 @@ class QwenVLAdapter(Adapter):
         """The mean over the patches of each region."""
         tokens = self._in_raster(states, about).unflatten(0, (-1, self.merge**2)).mean(dim=1)
         means = []
-        for grid, mine in zip(about, tokens.split([grid.frames * len(grid.order) for grid in about]), strict=True):
-            for frame in mine.split(len(grid.order)):
-                parts = frame[grid.order.to(frame.device)].split(grid.layout.sizes)
-                means.append(torch.stack([part.mean(dim=0) for part in parts]))
+        for grid, mine in zip(about, tokens.split([len(grid.order) for grid in about]), strict=True):
+            regions = [part.mean(dim=0) for part in mine[grid.order.to(mine.device)].split(grid.layout.sizes)]
+            means += list(torch.stack(regions).chunk(grid.frames))
         return means
 
     def shrink(self, pixels: Tensor, about: list[Grid]) -> list[Tensor]:
@@ -127,7 +142,7 @@ class QwenVLAdapter(Adapter):
 
     def pool(self, scores: Sequence[Tensor], span: Span) -> Tensor:
         """Mean over each block of merged patches, which follow each other."""
-        (patches,) = scores
+        patches = torch.cat(list(scores))
         return patches.view(-1, self.merge**2).mean(dim=1)[span.about.order.to(patches.device)]
 
     def _in_raster(self, patches: Tensor, about: list[Grid]) -> Tensor:

@@ -21,6 +21,8 @@ class SmolVLMAdapter(Adapter):
 
     family = "SmolVLM / Idefics3"
     model_types = ("smolvlm", "idefics3")
+    regions = "tiles and thumbnail"
+    saliency = "received"
     has_cls = False
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -44,11 +46,10 @@ class SmolVLMAdapter(Adapter):
                 )
         return None
 
-    def locate(self, input_ids: Tensor, about: Any, pixels: Sequence[Tensor]) -> list[Span]:
+    def locate(self, input_ids: Tensor, tokens: Tensor, about: Any, pixels: Sequence[Tensor]) -> list[Span]:
         """A run of image tokens is a tile. The marker before a row's last run is the thumbnail's, with which pictures end;
         the token after it stands around pictures, and a tile that it does not follow is the last of its line."""
-        mask, per_tile = self.image_tokens(input_ids), self.side**2
-        found = runs(mask)
+        found, per_tile = runs(tokens), self.side**2
         spans, tiles, first = [], list[tuple[int, int]](), 0
         for row, start, end in found:
             if end - start != per_tile or start == 0 or end == input_ids.shape[1]:

@@ -19,7 +19,6 @@ from ..selection import Selection
 from .clock import Mark, Timing, between, mark, seconds, timing
 from .costs import count_flops, peak_memory
 from .prompt import FIRST_WORD, Prompt
-from .selection_cost import look, made_up_signals
 
 FULL, LIMIT = "full", "limit"
 NAIVE = " (naive)"
@@ -152,7 +151,7 @@ class Contest:
 
     def limit(self, count: int) -> Contender:
         """The model fed `count` visual tokens from the start."""
-        share, after = count / self.prompt.visual_tokens, self.prompt.ids.shape[1]
+        share, after = count / self.prompt.visual_tokens, int(self.prompt.positions.max()) + 1
         return Contender(LIMIT, share, None, self.prompt.fed(count), (count,) * self.layers, after)
 
     @contextlib.contextmanager
@@ -213,7 +212,7 @@ class Contest:
         for _ in range(ENCODER_ROUNDS):
             for layers, contender in readers.items():
                 with self.ready(contender):
-                    encode = partial(self.model.get_image_features, self.prompt.pixels, return_dict=True)
+                    encode = partial(self.model.get_image_features, **self.prompt.pictures, return_dict=True)
                     times[layers].append(seconds(encode, self.device))
                 advance()
         return {layers: timing(mine) for layers, mine in times.items()}
@@ -306,13 +305,6 @@ def compete(
         for contender in sorted(shuffle.sample(everyone, len(everyone)), key=lambda mine: mine.tokens[-1]):
             contest.time_once(contender)
             advance()
-    signal = time_signal(prompt, rounds)
+    signal = statistics.median(seconds(prompt.signal, contest.device) for _ in range(rounds + 1))
     rows = [contest.row(mine, full, limits, encoders, signal) for mine in contenders]
     return rows + [contest.row(mine, full, limits, encoders, signal) for mine in limits.values()]
-
-
-def time_signal(prompt: Prompt, rounds: int) -> float:
-    """Median seconds of reading one vision layer of the prompt's picture, on random queries and keys."""
-    signals = made_up_signals(prompt.adapter, prompt.model, len(prompt.pixels))
-    run = partial(look, prompt.adapter, [prompt.adapter.vision_depth - 1], signals)
-    return statistics.median(seconds(run, prompt.model.device) for _ in range(rounds + 1))

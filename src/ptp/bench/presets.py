@@ -6,6 +6,7 @@ import torch
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from ..tiny import WEIGHTS
+from .families import FAMILIES, Scale
 
 IMAGE_TOKEN = 5
 
@@ -49,16 +50,29 @@ PRESETS = {
     "internvl2-8b": lambda: _tiles_of_448(INTERNVIT_300M, INTERNLM2_5_7B),
 }
 """Configurations by name. "tiny" has the shape of the embedded model: 112 px tiles of 16 visual tokens."""
+FAMILY_TEXT: dict[str, Any] = dict(
+    hidden_size=768, num_hidden_layers=12, num_attention_heads=12, num_key_value_heads=4, head_dim=64, intermediate_size=2048,
+)  # fmt: skip
+FAMILY_SCALE = Scale(hidden=384, layers=12, heads=6, mlp=1536, text=FAMILY_TEXT, real=True)
+FAMILY_PRESETS = {f"{name}-100m": family for name, family in FAMILIES.items()}
+"""Every family at about 100 M parameters, with the tiles, patches and windows of its published checkpoints."""
 
 
-def build(preset: str, dtype: torch.dtype, device: torch.device) -> InternVLForConditionalGeneration:
+def names() -> str:
+    """All presets."""
+    return ", ".join([*PRESETS, *FAMILY_PRESETS])
+
+
+def build(preset: str, dtype: torch.dtype, device: torch.device) -> Any:
     """A model of a preset's shape, its weights drawn on `device` itself.
 
     Raises:
         ValueError: there is no such preset.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}. Choose one of these.")
     torch.manual_seed(0)
     with device:
-        return InternVLForConditionalGeneration._from_config(PRESETS[preset](), dtype=dtype).eval()
+        if preset in PRESETS:
+            return InternVLForConditionalGeneration._from_config(PRESETS[preset](), dtype=dtype).eval()
+        if preset in FAMILY_PRESETS:
+            return FAMILY_PRESETS[preset].build(FAMILY_SCALE, dtype)
+    raise ValueError(f"--preset must be one of {names()}, got {preset!r}. Choose one of these.")

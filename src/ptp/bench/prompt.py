@@ -1,20 +1,26 @@
 """A made-up prompt of real size: what every contender of a benchmark prefills."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from ..adapters import Adapter, adapter_for
-from ..adapters.instruction import TurnMarkers
+from ..adapters import Adapter, Span, adapter_for
+from ..adapters.instruction import TurnMarkers, find_markers
 from ..pruner import EncoderReader, Pruner
+from ..runtime.picture import Vision
+from ..runtime.vision import SIGNALS, picture_of, read_saliency
 
 TEXT_BEFORE, QUESTION = 8, 32
 OPENING, CLOSING, AROUND_IMAGE = (7, 8), 9, (10, 11)
 FIRST_WORD, LAST_WORD = 16, 400
 """Words are token ids from one up to the other; below are the markers."""
+ASKED = "What is written on the red sign next to the blue circle, and how many signs are there in all?"
+PROMPT_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
 @dataclass(frozen=True)
@@ -23,44 +29,57 @@ class Prompt:
 
     Attributes:
         model, adapter: What it is for.
-        ids: (1, S).
-        pixels: (T, C, h, w) noise.
-        encoded: The vision encoder's output, with the signals of all contenders.
-        markers: The made-up turn markers of `ids`.
+        inputs: What the model is called with besides `encoded`: ids (1, S), and what its positions come from.
+        positions: (1, S), or (3, 1, S), of all tokens.
+        pictures: What `get_image_features` is called with.
+        encoded: What it put out, with the signals of all contenders.
+        span: The picture.
+        markers: The turn markers of the ids.
+        signal: Scores one vision layer from its queries and keys, and pools the scores onto visual tokens.
     """
 
     model: Any
     adapter: Adapter
-    ids: Tensor
-    pixels: Tensor
+    inputs: Mapping[str, Any]
+    positions: Tensor
+    pictures: Mapping[str, Any]
     encoded: Any
+    span: Span
     markers: TurnMarkers
+    signal: Callable[[], Any]
+
+    @property
+    def ids(self) -> Tensor:
+        """(1, S)."""
+        return self.inputs["input_ids"]
 
     @property
     def visual_tokens(self) -> int:
         """Visual tokens of the picture, N."""
-        return int((self.ids == self.model.config.image_token_id).sum())
+        return self.span.layout.tokens
 
     def whole(self) -> dict[str, Any]:
         """What the model is called with: the ids and the encoded picture."""
-        return {"input_ids": self.ids, "mm_encoder_outputs": {"image": self.encoded}}
+        return {**self.inputs, "mm_encoder_outputs": {"image": self.encoded}}
 
     def fed(self, count: int) -> dict[str, Any]:
         """What the model is called with to prefill `count` of the visual tokens and all of the text, original positions."""
-        image = (self.ids[0] == self.model.config.image_token_id).nonzero()[:, 0]
+        image = self.span.positions.sort().values.to(self.ids.device)
         stays = torch.ones_like(self.ids[0], dtype=torch.bool)
         stays[image] = False
         stays[image[torch.linspace(0, len(image) - 1, count, device=image.device).round().long()]] = True
-        places = stays.nonzero().T
-        embeddings = self.model.get_input_embeddings()(self.ids)
-        pictures = self.encoded.pooler_output.to(embeddings.device, embeddings.dtype)
-        embeddings = embeddings.masked_scatter((self.ids == self.model.config.image_token_id)[..., None], pictures)
-        return {"inputs_embeds": embeddings[:, places[0]], "position_ids": places}
+        places = stays.nonzero()[:, 0]
+        embeddings, features = self.model.get_input_embeddings()(self.ids), self.encoded.pooler_output
+        pictures = torch.cat([part.flatten(0, -2) for part in ([features] if isinstance(features, Tensor) else features)])
+        embeddings = embeddings.masked_scatter(
+            self.adapter.visual_tokens(self.ids)[..., None], pictures.to(embeddings.device, embeddings.dtype)
+        )
+        return {"inputs_embeds": embeddings[:, places], "position_ids": self.positions[..., places]}
 
 
 @torch.inference_mode()
 def make_prompt(model: Any, tiles: int, pruners: Sequence[Pruner]) -> Prompt:
-    """A user turn with one picture of `tiles` tiles (the thumbnail is one of them) and a question of 32 tokens.
+    """A user turn for an InternVL with one picture of `tiles` tiles (the thumbnail is one of them) and a question.
 
     Args:
         pruners: The encoder is read for all of them.
@@ -73,8 +92,60 @@ def make_prompt(model: Any, tiles: int, pruners: Sequence[Pruner]) -> Prompt:
     markers = TurnMarkers(OPENING, CLOSING, (config.image_token_id, *OPENING, CLOSING, *AROUND_IMAGE))
     height, width = config.vision_config.image_size
     pixels = torch.randn(tiles, config.vision_config.num_channels, height, width, generator=generator)
-    pixels = pixels.to(model.device, model.dtype)
-    with EncoderReader.of(pruners)(model, markers):
-        encoded = model.get_image_features(pixels, return_dict=True)
-    encoded.last_hidden_state = None  # only the projected tokens and the signals are used again
-    return Prompt(model, adapter_for(model), torch.tensor([ids], device=model.device), pixels, encoded, markers)
+    return _encoded(model, {"input_ids": torch.tensor([ids])}, {"pixel_values": pixels}, markers, pruners)
+
+
+@torch.inference_mode()
+def picture_prompt(
+    model: Any, processor: Any, encode: Callable[[Image.Image, str], Mapping[str, Tensor]], side: int, pruners: Sequence[Pruner]
+) -> Prompt:
+    """A user turn for any family, with a noise picture made ready by its processor.
+
+    Args:
+        encode: (picture, question) -> model inputs. side: Width of the picture in pixels; it is 4 : 3.
+    """
+    noise = torch.randint(256, (side * 3 // 4, side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    made = encode(Image.fromarray(noise.numpy()), ASKED)
+    inputs = {name: value for name, value in made.items() if name in PROMPT_INPUTS and name != "attention_mask"}
+    pictures = {name: value for name, value in made.items() if name not in PROMPT_INPUTS}
+    return _encoded(model, inputs, pictures, find_markers(model, processor), pruners)
+
+
+def _encoded(
+    model: Any, inputs: Mapping[str, Tensor], pictures: Mapping[str, Tensor], markers: TurnMarkers, pruners: Sequence[Pruner]
+) -> Prompt:
+    adapter, seen = adapter_for(model), dict[str, Tensor]()
+    inputs = {name: value.to(model.device) for name, value in inputs.items()}
+    pictures = {
+        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+        for name, value in pictures.items()
+    }
+    last = adapter.vision_attention(adapter.vision_depth - 1)
+    taps = [
+        module.register_forward_hook(lambda m, a, output, name=name: seen.update({name: output}))
+        for name, module in (("query", last.query), ("key", last.key))
+    ]
+    try:
+        with EncoderReader.of(pruners)(model, markers):
+            encoded = model.get_image_features(**pictures, return_dict=True)
+    finally:
+        for tap in taps:
+            tap.remove()
+    vision: Vision = getattr(encoded, SIGNALS)
+    ids = inputs["input_ids"].cpu()
+    (span,) = adapter.locate(ids, adapter.visual_tokens(ids), vision.about, vision.pixels)
+    for name in ("last_hidden_state", "hidden_states"):
+        if getattr(encoded, name, None) is not None:
+            setattr(encoded, name, None)  # only the projected tokens and the signals are used again
+    positions = torch.arange(inputs["input_ids"].shape[1], device=model.device)[None]
+    if "image_grid_thw" in pictures:
+        inputs = {**inputs, "image_grid_thw": pictures["image_grid_thw"]}
+        positions = adapter.core.get_rope_index(**inputs)[0]
+    signal = partial(_signal, adapter, span, vision, seen["query"], seen["key"])
+    return Prompt(model, adapter, inputs, positions, pictures, encoded, span, markers, signal)
+
+
+def _signal(adapter: Adapter, span: Span, vision: Vision, queries: Tensor, keys: Tensor) -> Any:
+    layer = adapter.vision_depth - 1
+    saliency = {layer: read_saliency(adapter, layer, queries, keys, vision.about)}
+    return picture_of(adapter, span, Vision(saliency, vision.embeddings, vision.pixels, vision.about, vision.tokens), [layer])

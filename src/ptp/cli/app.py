@@ -7,7 +7,7 @@ import torch
 import typer
 from transformers.utils import logging
 
-from . import INTERRUPTED, bench, demo, evaluate, methods, run, stop
+from . import INTERRUPTED, bench, convert, demo, evaluate, methods, models, run, stop
 
 app = typer.Typer(
     add_completion=False,
@@ -20,6 +20,8 @@ app.command("demo")(demo.demo)
 app.command("eval")(evaluate.evaluate)
 app.command("bench")(bench.bench)
 app.command("methods")(methods.methods)
+app.command("models")(models.models)
+app.command("convert")(convert.convert)
 
 
 def run_command() -> None:

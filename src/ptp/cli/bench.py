@@ -1,8 +1,9 @@
 """`ptp bench`: speed and memory of full, of every method, and of the limit, side by side in one run."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -11,13 +12,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..adapters import adapter_for
+from ..adapters.internvl import InternVLAdapter
 from ..bench.contest import compete
-from ..bench.presets import PRESETS, build
-from ..bench.prompt import make_prompt
+from ..bench.measure import encode_prompt
+from ..bench.presets import FAMILY_PRESETS, FAMILY_SCALE, build, names
+from ..bench.prompt import Prompt, make_prompt, picture_prompt
 from ..bench.selection_cost import selection_costs
 from ..bench.summary import HEADS, markdown, plot, tables
 from ..loader import load, parse_device, parse_dtype
 from ..methods.variants import parse_variants
+from ..pruner import Pruner
 from ..selection import check_keep_ratio
 from .options import check_match, check_results, parse_ratios, told_ratios, write_results, write_whole
 
@@ -26,14 +31,15 @@ TILE_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def bench(
-    preset: Annotated[str, typer.Option(help=f"Model shape, random weights: {', '.join(PRESETS)}.")] = "100m",
+    preset: Annotated[str, typer.Option(help=f"Model shape, random weights: {names()}.")] = "100m",
     model: Annotated[str | None, typer.Option(help="Checkpoint directory or hub id, instead of a preset.")] = None,
     methods: Annotated[str, typer.Option(help="Methods, comma-separated, or all; pyramid:alpha=0 sets a setting.")] = "pyramid",
     keep: Annotated[str, typer.Option(help="Keep ratios, comma-separated.")] = "0.5,0.25,0.1",
     match: Annotated[
         str, typer.Option(help="What --keep is: final (after the last stage) or average (over the language model's layers).")
     ] = "final",
-    tiles: Annotated[int, typer.Option(min=1, help="Tiles of the picture, the thumbnail among them.")] = 13,
+    tiles: Annotated[int, typer.Option(min=1, help="InternVL: tiles of the picture, the thumbnail among them.")] = 13,
+    width: Annotated[int, typer.Option(min=56, help="Other families: width of the picture in pixels; it is 4 : 3.")] = 1792,
     rounds: Annotated[int, typer.Option(min=2, help="Timed rounds.")] = 7,
     new_tokens: Annotated[int, typer.Option(min=1, help="Output tokens timed after each prefill.")] = 8,
     naive: Annotated[bool, typer.Option("--naive", help="Also run with eager attention and full attention maps.")] = False,
@@ -52,9 +58,11 @@ def bench(
     where = parse_device(device)
     number = parse_dtype(dtype, where)
     torch.set_num_threads(threads)
-    built = build(preset, number, where) if model is None else load(model, device=where, dtype=number)[0]
+    built, processor = (build(preset, number, where), None) if model is None else load(model, device=where, dtype=number)
     console, name = Console(), preset if model is None else model
-    prompt = make_prompt(built, tiles, [variant.pruner(0.5) for variant in variants])
+    prompt = _prompt(
+        preset if model is None else None, built, processor, tiles, width, [variant.pruner(0.5) for variant in variants]
+    )
     told = told_ratios(variants, ratios, match, len(prompt.adapter.layers), console)
     entries = [(variant, ratio, told[variant.name, ratio]) for ratio in ratios for variant in variants]
     bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -69,8 +77,10 @@ def bench(
             total=lambda steps: progress.update(runs, total=steps),
             advance=lambda: progress.advance(runs),
         )
-        growing = progress.add_task("Selection", total=len(variants) * len(TILE_COUNTS))
-        costs = selection_costs(built, variants, ratios[0], TILE_COUNTS, lambda: progress.advance(growing))
+        costs = []
+        if isinstance(prompt.adapter, InternVLAdapter):  # pictures of any size are made up for its tiles only
+            growing = progress.add_task("Selection", total=len(variants) * len(TILE_COUNTS))
+            costs = selection_costs(built, variants, ratios[0], TILE_COUNTS, lambda: progress.advance(growing))
     size = sum(parameter.numel() for parameter in built.parameters())
     title = f"{name}, {size / 1e6:,.0f} M parameters, {prompt.visual_tokens:,} visual tokens, {rounds} rounds, medians in ms"
     console.print(title, highlight=False)
@@ -88,6 +98,20 @@ def bench(
         write_results(out, f"Speed and memory: {name}", markdown(rows, costs, ratios[0]), data, about)
         write_whole(out.with_suffix(".png"), lambda path: plot(rows, costs, path))
         console.print(f"Wrote {out} and its .md and .png.", highlight=False, markup=False)
+
+
+def _prompt(preset: str | None, model: Any, processor: Any, tiles: int, width: int, pruners: Sequence[Pruner]) -> Prompt:
+    """What is prefilled: made-up ids for InternVL; for other families a picture, through the processor."""
+    if preset in FAMILY_PRESETS:
+        family, processor = FAMILY_PRESETS[preset], FAMILY_PRESETS[preset].processor(FAMILY_SCALE)
+        return picture_prompt(
+            model, processor, lambda *asked: family.encode(processor, [([asked[0]], asked[1])]), width, pruners
+        )
+    if processor is None or isinstance(adapter_for(model), InternVLAdapter):
+        return make_prompt(model, tiles, pruners)
+    return picture_prompt(
+        model, processor, lambda *asked: encode_prompt(processor, [asked[0]], asked[1], model), width, pruners
+    )
 
 
 def _device_name(device: torch.device) -> str:

@@ -1,6 +1,6 @@
 """What the runtime knows of a method, and of one prefill on its way through the layers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -43,7 +43,7 @@ class Call:
 
     Attributes:
         input_ids: (B, S) the new tokens. padding: (B, S) bool, True marks a token.
-        encoded: The encoder's output that the caller passed; None where it is made in this call.
+        encoded: Encoder outputs that the caller passed, by modality; others are made in this call.
         text: (B, R) places of the text tokens that score, among the new ones. text_valid: (B, R).
         cache: The KV cache, None without one.
         seen: Tokens that it has seen before this call; `past` marks, (B, M) bool, what it holds of them.
@@ -54,7 +54,7 @@ class Call:
 
     input_ids: Tensor
     padding: Tensor
-    encoded: Any
+    encoded: Mapping[str, Any]
     text: Tensor
     text_valid: Tensor
     cache: Cache | None

@@ -5,6 +5,7 @@ One forward pass goes through them in this order: `core` (what is in the prompt)
 later layer gets the short mask and positions. `detach` takes everything off the model again.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,10 +18,12 @@ from transformers.masking_utils import create_causal_mask
 
 from ..adapters import Adapter
 from ..adapters.instruction import TurnMarkers, pad_rows
+from ..errors import UnsupportedModelError
 from ..selection import Selection
 from .cache import RECORD, Record, cache_bytes, check_cache, compact_cache, continue_from, finish_cache, held
 from .call import Call, Method, StageLike
 from .compaction import merge, take
+from .compiled import refuse_compiled, uncompiled
 from .text import TextReader
 from .trace import ImageTrace, Trace
 from .vision import VisionReader
@@ -37,9 +40,11 @@ class Engine:
         self.vision = VisionReader(adapter, method.vision_layers, method.window)
         self.text = TextReader(adapter, method)
         self.handles: list[RemovableHandle] = []
+        self.eager = contextlib.ExitStack()
 
     def attach(self) -> None:
         """Put the hooks on the model."""
+        refuse_compiled(self.model, self.adapter.core)
         adapter, handles = self.adapter, self.handles
         handles.append(self.model.register_forward_pre_hook(self._refuse_labels, with_kwargs=True))
         handles.append(adapter.core.register_forward_pre_hook(self._enter_core, with_kwargs=True))
@@ -64,6 +69,7 @@ class Engine:
         self._forget()
 
     def _forget(self) -> None:
+        self.eager.close()
         self.call = None
         self.vision.forget()
         self.text.forget()
@@ -82,9 +88,11 @@ class Engine:
             )
 
     def _enter_core(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        refuse_compiled(self.model, self.adapter.core)
         self._forget()
         input_ids: Any = kwargs.get("input_ids", args[0] if args else None)
-        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        encoded = {name: output for name, output in (kwargs.get("mm_encoder_outputs") or {}).items() if output is not None}
+        fresh = {name for name in ("pixel_values", "pixel_values_videos") if kwargs.get(name) is not None}
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         seen = cache.get_seq_length() if cache is not None else 0
         record = getattr(cache, RECORD, None) if seen else None  # a cache that was reset starts afresh
@@ -92,10 +100,15 @@ class Engine:
             new = (input_ids if input_ids is not None else kwargs["inputs_embeds"]).shape[1]
             mask = continue_from(record, cache, mask, new)
             kwargs = kwargs | {"attention_mask": mask}
-        if kwargs.get("pixel_values") is not None or encoded is not None:
+        kinds = self.adapter.modalities
+        if (fresh - {kind.pixels for kind in kinds}) or (encoded.keys() - {kind.name for kind in kinds}):
+            raise UnsupportedModelError(
+                f"Videos cannot be pruned in {self.adapter.family}. Pass frames as pictures, or detach the pruner first."
+            )
+        if fresh or encoded:
             self._expect_pictures(input_ids, encoded, cache, mask)
             return args, kwargs
-        if input_ids is not None and input_ids.shape[1] > 1 and bool(self.adapter.image_tokens(input_ids).any()):
+        if input_ids is not None and input_ids.shape[1] > 1 and bool(self.adapter.visual_tokens(input_ids).any()):
             raise ValueError(
                 "The prompt has image tokens but no pictures came with it: they would be read as words. Pass the pictures, "
                 "and no prefill_chunk_size."
@@ -104,7 +117,7 @@ class Engine:
             self.trace.clear()
         return args, kwargs
 
-    def _expect_pictures(self, input_ids: Tensor | None, encoded: Any, cache: Any, mask: Any) -> None:
+    def _expect_pictures(self, input_ids: Tensor | None, encoded: dict[str, Any], cache: Any, mask: Any) -> None:
         if input_ids is None:
             raise ValueError("Pictures need input_ids, so that their tokens can be found. Pass input_ids, not inputs_embeds.")
         check_cache(cache)
@@ -130,6 +143,7 @@ class Engine:
         elif self.method.text_rows == "instruction" and self.markers is not None:
             chosen = self.markers.mask(input_ids, padding)
         seen = cache.get_seq_length() if cache is not None else 0
+        self.eager.enter_context(uncompiled())
         self.call = Call(input_ids, padding, encoded, *pad_rows(chosen), cache, seen, past)
 
     def _leave_core(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -64,6 +64,8 @@ class ImageTrace:
 
     def __str__(self) -> str:
         kept = f"{self.num_tokens:,} -> {len(self.kept):,} visual tokens"
+        if self.layout.video:
+            return f"{kept}, {len(self.sizes)} frames\n  " + " ".join(map(str, self.budgets))
         if self.grid is None:
             return f"{kept}, one tile"
         columns, rows = self.grid

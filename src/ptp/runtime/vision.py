@@ -2,7 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,13 +11,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .. import scoring
-from ..adapters import Adapter, Span
+from ..adapters import Adapter, Modality, Span
+from .compiled import uncompiled
 from .picture import Picture, Saliency, Vision
 
 SIGNALS = "ptp_signals"
 """Attribute of an encoder output that carries its `Vision`, so that encoded pictures can be reused."""
-ENCODE = "get_image_features"
-"""The method of a family's core that encodes pictures; `generate` calls it before the forward."""
 
 
 def read_saliency(adapter: Adapter, layer: int, queries: Tensor, keys: Tensor, about: Any = None) -> list[Tensor]:
@@ -50,8 +50,9 @@ class VisionReader:
     def __init__(self, adapter: Adapter, layers: Sequence[int], window: int) -> None:
         self.adapter, self.window = adapter, window
         self.layers = [layer % adapter.vision_depth for layer in layers]
-        self.newest: Vision | None = None
+        self.newest: dict[str, Vision] = {}
         self._captured: dict[Any, Tensor] = {}
+        self._encoding = False
 
     def attach(self) -> list[RemovableHandle]:
         """Put the hooks on the encoder, and listen to the method that runs it."""
@@ -63,35 +64,44 @@ class VisionReader:
                 handles.append(where.key.register_forward_hook(self._capture((layer, "key"))))
         if self.layers:
             handles.append(self.adapter.vision_embeddings().register_forward_hook(self._capture("embeddings")))
-        self._listen()
+        for modality in self.adapter.modalities:
+            self._listen(modality)
         return handles
 
     def detach(self) -> None:
         """Stop listening; the hooks are the caller's to remove."""
-        vars(self.adapter.core).pop(ENCODE, None)
+        for modality in self.adapter.modalities:
+            vars(self.adapter.core).pop(modality.method, None)
         self.forget()
 
     def forget(self) -> None:
         """Drop what was read."""
-        self.newest = None
+        self.newest.clear()
         self._captured.clear()
 
-    def _listen(self) -> None:
-        """Shadow `core.get_image_features`: only its arguments tell the pictures' sizes, and `generate` drops them."""
-        encode = getattr(self.adapter.core, ENCODE)
+    def _listen(self, modality: Modality) -> None:
+        """Shadow the method that encodes: only its arguments tell the pictures' sizes, and `generate` drops them."""
+        encode = getattr(self.adapter.core, modality.method)
         signature = inspect.signature(encode)
 
         @functools.wraps(encode)
         def listening(*args: Any, **kwargs: Any) -> Any:
+            if self._encoding:  # one modality may be encoded as another
+                return encode(*args, **kwargs)
             self._captured.clear()
-            output = encode(*args, **kwargs)
+            self._encoding = True
+            try:
+                with uncompiled():
+                    output = encode(*args, **kwargs)
+            finally:
+                self._encoding = False
             inputs = signature.bind(*args, **kwargs).arguments
-            self.newest = self._read(inputs | inputs.get("kwargs", {}), output)
+            vision = self.newest[modality.name] = self._read(inputs | inputs.get("kwargs", {}), output)
             if not isinstance(output, tuple):
-                setattr(output, SIGNALS, self.newest)
+                setattr(output, SIGNALS, vision)
             return output
 
-        setattr(self.adapter.core, ENCODE, listening)
+        setattr(self.adapter.core, modality.method, listening)
 
     def _capture(self, name: Any) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -115,36 +125,44 @@ class VisionReader:
         parts = [features] if isinstance(features, Tensor) else features
         return Vision(saliency, embeddings, pixels, about, sum(part.numel() // part.shape[-1] for part in parts))
 
-    def pictures(self, input_ids: Tensor, encoded: Any | None) -> tuple[list[Span], list[Picture]]:
+    def pictures(self, input_ids: Tensor, encoded: Mapping[str, Any]) -> tuple[list[Span], list[Picture]]:
         """The pictures of a prompt, batch row by batch row, in prompt order.
 
         Args:
             input_ids: (B, S). Beams and num_return_sequences repeat each row after its pictures were encoded; the copies
                 share their pictures.
-            encoded: An encoder output made earlier; None takes the newest run.
+            encoded: Encoder outputs made earlier, by the modality's name; where there is none, the newest run counts.
 
         Raises:
-            ValueError: the encoder output carries no signals of `layers`, or does not fit the prompt.
+            ValueError: an encoder output carries no signals of `layers`, or does not fit the prompt.
         """
-        vision = self.newest if encoded is None else getattr(encoded, SIGNALS, None)
+        found: list[tuple[Span, Picture]] = []
+        for modality in self.adapter.modalities:
+            if bool((tokens := input_ids == modality.token_id).any()):
+                output = encoded.get(modality.name)
+                vision = self.newest.get(modality.name) if output is None else getattr(output, SIGNALS, None)
+                found += self._find(input_ids, tokens, vision)
+        found.sort(key=lambda pair: (pair[0].row, int(pair[0].positions[0])))
+        return [span for span, _ in found], [picture for _, picture in found]
+
+    def _find(self, input_ids: Tensor, tokens: Tensor, vision: Vision | None) -> list[tuple[Span, Picture]]:
+        """The pictures of one modality, whose visual tokens are the True entries of `tokens` (B, S)."""
         if vision is None or not set(self.layers) <= set(vision.saliency):
             raise ValueError(
                 "The encoded pictures carry no signals for this pruner. Encode them while it is attached (another one may read "
                 "another vision layer), and without prefill_chunk_size."
             )
-        tokens = int(self.adapter.image_tokens(input_ids).sum())
-        copies, rest = divmod(tokens, vision.tokens)
+        count = int(tokens.sum())
+        copies, rest = divmod(count, vision.tokens)
         if rest or copies == 0 or len(input_ids) % copies:
             raise ValueError(
-                f"The prompt has {tokens} image tokens but pictures of {vision.tokens} visual tokens were encoded. "
+                f"The prompt has {count} image tokens but pictures of {vision.tokens} visual tokens were encoded. "
                 "Pass the pixel values and the token ids that the processor made together."
             )
-        originals = self.adapter.locate(input_ids[::copies].cpu(), vision.about, vision.pixels)
+        originals = self.adapter.locate(input_ids[::copies].cpu(), tokens[::copies].cpu(), vision.about, vision.pixels)
         pictures = [picture_of(self.adapter, span, vision, self.layers) for span in originals]
-        spans, repeated = [], []
-        for row in range(len(input_ids)):
-            for span, picture in zip(originals, pictures, strict=True):
-                if span.row == row // copies:
-                    spans.append(Span(row, span.positions, span.units, span.layout))
-                    repeated.append(picture)
-        return spans, repeated
+        return [
+            (replace(span, row=copies * span.row + copy), picture)
+            for span, picture in zip(originals, pictures, strict=True)
+            for copy in range(copies)
+        ]

@@ -1,6 +1,5 @@
 """The architecture, tokenizer and processor files of ``ptp-tiny``: an ordinary, small Hugging Face InternVL."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from ..loader import save_internvl_processor
 from .drawing import COLORS, LABELS, SHAPES, TAG, TAG_COLORS, TILE
 from .tasks import WORDS, every_question
 
@@ -164,11 +164,4 @@ def save(model: InternVLForConditionalGeneration, tokenizer: PreTrainedTokenizer
     weights.half()
     model.save_pretrained(directory)
     weights.to(dtype)
-    tokenizer.save_pretrained(directory)
-    build_image_processor().save_pretrained(directory)
-    # What AutoProcessor wants where torchvision is there; its own video half cannot be built without it.
-    about = {"processor_class": "InternVLProcessor", "image_seq_length": TOKENS_PER_TILE}
-    (directory / "processor_config.json").write_text(json.dumps(about, indent=2) + "\n")
-    video: dict[str, object] = {"video_processor_type": "InternVLVideoProcessor", "size": {"height": TILE, "width": TILE}}
-    video = {**video, "image_mean": IMAGE_MEAN, "image_std": IMAGE_STD}
-    (directory / "video_preprocessor_config.json").write_text(json.dumps(video, indent=2) + "\n")
+    save_internvl_processor(build_image_processor(), tokenizer, TOKENS_PER_TILE, directory)
