@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ptp.bench.presets import FAMILY_PRESETS
 from ptp.evaluation.store import load_cells
 from ptp.evaluation.summary import mean_evidence, relative
 
@@ -137,6 +138,32 @@ def speed() -> str:
             )  # fmt: skip
     heads = ["prune_layer", "kept", "average", "full", "ptp", "speed-up", "ptp / limit", "ptp / (K full + rest)"]
     return _markdown([*heads, "selection / full", "FLOPs", "peak memory", "KV cache"], lines)
+
+
+def models() -> str:
+    """Prefill of a 100 M model of each family at 25 % of its visual tokens: a line per preset."""
+    lines = []
+    for preset in FAMILY_PRESETS:
+        data = json.loads((RESULTS / "models" / f"{preset}.json").read_text())
+        full, mine, limit = (next(row for row in data["rows"] if row["method"] == name) for name in ("full", "pyramid", "limit"))
+        times = [f"{row['prefill']['median']:.2f} s" for row in (full, mine, limit)]
+        lines.append(
+            [
+                f"`{preset}`", f"{full['visual_tokens']:,}", f"{mine['visual_tokens']:,}", *times, f"{mine['speed_up']:.1f}x",
+                f"{mine['over_limit']:.3f}", f"{100 * mine['select_share']:.1f} %",
+                f"{mine['encode']['median'] / full['encode']['median']:.2f}",
+            ]
+        )  # fmt: skip
+    heads = ["`--preset`", "visual tokens", "kept", "full", "ptp", "limit", "speed-up", "ptp / limit", "selection / full"]
+    return _markdown([*heads, "encoder, read / plain"], lines)
+
+
+def models_commands() -> str:
+    """The commands that measured them, and on what."""
+    first = json.loads((RESULTS / "models" / f"{next(iter(FAMILY_PRESETS))}.json").read_text())["about"]
+    command = first["command"].replace(next(iter(FAMILY_PRESETS)), "$preset")
+    loop = "for preset in " + " ".join(FAMILY_PRESETS) + "; do\n    .venv/bin/" + command + "\ndone"
+    return "```\n" + loop.replace("; do", "; do", 1) + "\n```"
 
 
 @cache

@@ -3,13 +3,14 @@
 import pytest
 import torch
 from conftest import small_model
+from families import FAMILIES, encode, model_of, processor_of
 
 from ptp.bench import selection_cost
 from ptp.bench.clock import between, mark, timing
 from ptp.bench.contest import compete
 from ptp.bench.costs import count_flops, peak_memory
-from ptp.bench.presets import PRESETS, build
-from ptp.bench.prompt import make_prompt
+from ptp.bench.presets import FAMILY_PRESETS, PRESETS, build
+from ptp.bench.prompt import make_prompt, picture_prompt
 from ptp.bench.selection_cost import Cost, exponent, selection_costs
 from ptp.bench.summary import HEADS, markdown, plot, tables
 from ptp.methods import METHODS
@@ -162,3 +163,30 @@ def test_the_smallest_preset_has_the_shape_of_the_embedded_model():
     assert model.config.image_seq_length == 16 and torch.equal(
         model.lm_head.weight, build("tiny", torch.float32, CPU).lm_head.weight
     )
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_every_family_is_measured_on_a_picture_of_its_own(name):
+    family = FAMILIES[name]
+    model, variants = model_of(family), parse_variants("pyramid,fastv")
+    asked = []
+
+    def made(picture, question):
+        asked.append(picture.size)
+        return encode(family, ([picture], question))
+
+    prompt = picture_prompt(model, processor_of(family), made, 240, [variant.pruner(0.5) for variant in variants])
+    rows = compete(prompt, [(variant, 0.25, 0.25) for variant in variants], rounds=2, new_tokens=2)
+    assert asked == [(240, 180)] and [row.method for row in rows[:3]] == ["full", "pyramid", "fastv"]
+    kept = round(0.25 * prompt.visual_tokens)
+    assert {row.visual_tokens for row in rows if row.method != "full"} == {kept}
+    text = prompt.ids.shape[1] - prompt.visual_tokens
+    assert row_of(rows, "limit", kept / prompt.visual_tokens).cache_bytes == 4 * 2 * 2 * 12 * 4 * (text + kept)
+    assert rows[1].cache_bytes == rows[-1].cache_bytes and rows[1].select.median > 0
+
+
+@pytest.mark.parametrize("preset", list(FAMILY_PRESETS))
+def test_family_presets_are_of_one_size(preset):
+    """A hundred million parameters, to a tenth."""
+    model = build(preset, torch.bfloat16, torch.device("meta"))
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(105, rel=0.15)

@@ -93,7 +93,8 @@ def bench(
         console.print(table)
     if out is not None:
         about = {"model": name, "device": _device_name(where), "dtype": str(number).removeprefix("torch."), "parameters": size}
-        about |= {"attention": built.config._attn_implementation, "tiles": tiles, "rounds": rounds}
+        about |= {"attention": built.config._attn_implementation, "rounds": rounds, "threads": threads}
+        about |= {"tiles": len(prompt.pictures["pixel_values"])} if costs else {"picture": f"{width} x {width * 3 // 4}"}
         data = {"rows": [dataclasses.asdict(row) for row in rows], "selection": [dataclasses.asdict(cost) for cost in costs]}
         write_results(out, f"Speed and memory: {name}", markdown(rows, costs, ratios[0]), data, about)
         write_whole(out.with_suffix(".png"), lambda path: plot(rows, costs, path))
