@@ -123,7 +123,7 @@ def full_accuracy() -> str:
 
 def speed() -> str:
     """Prefill of the 100 M model: full, pruned and the limit; a line per setting."""
-    rows = _rows("bench_100m")
+    rows = _rows("bench_pyramid")
     full, lines = rows[0], []
     for method, title in {"pyramid": "0", "pyramid:prune_layer=2": "2"}.items():
         for row in (row for row in rows if row["method"] == method):
@@ -145,7 +145,9 @@ def models() -> str:
     lines = []
     for preset in FAMILY_PRESETS:
         data = json.loads((RESULTS / "models" / f"{preset}.json").read_text())
-        full, mine, limit = (next(row for row in data["rows"] if row["method"] == name) for name in ("full", "pyramid", "limit"))
+        full, mine, limit = (
+            next(row for row in data["rows"] if row["method"] == name) for name in ("full", "pyramid", "limit")
+        )
         times = [f"{row['prefill']['median']:.2f} s" for row in (full, mine, limit)]
         lines.append(
             [

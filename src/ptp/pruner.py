@@ -123,8 +123,16 @@ class EncoderReader(Pruner):
 
     @classmethod
     def of(cls, pruners: Iterable[Pruner]) -> "EncoderReader":
-        """A reader of all that `pruners` read."""
-        return cls(layers=tuple({layer for pruner in pruners for layer in pruner.vision_layers}))
+        """A reader of all that `pruners` read.
+
+        Raises:
+            ValueError: their windows differ, so that no encoding does for all of them.
+        """
+        pruners = list(pruners)
+        windows = {pruner.window for pruner in pruners} or {cls.window}
+        if len(windows) > 1:
+            raise ValueError(f"Pruners that share an encoding must have one window, got {sorted(windows)}. Give all the same.")
+        return cls(layers=tuple({layer for pruner in pruners for layer in pruner.vision_layers}), window=windows.pop())
 
     @property
     def vision_layers(self) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 ROWS_PER_CHUNK = 128
-"""Instruction rows scored at a time, so that a long prompt costs no more memory than a short one."""
+"""Rows of attention scored at a time, so that a long prompt or a large picture costs no more memory than a small one."""
 TINY = 1e-12
 """Smallest norm divided by."""
 NEIGHBOURS = 64
@@ -49,14 +49,15 @@ def received_attention(queries: Tensor, keys: Tensor, scale: float | None = None
     Returns:
         (T, P) float32 in [0, 1]; a row sums to 1.
 
-    Our choice; the paper (arXiv 2509.15704) only treats encoders with [CLS]. One tile is scored at a time: P x P
-    weights of one tile are needed, those of all tiles never are.
+    Our choice; the paper (arXiv 2509.15704) only treats encoders with [CLS]. `ROWS_PER_CHUNK` patches of one tile are
+    scored at a time: their P weights each are held, never P x P of them. The products grow with P * P, as the layer's own do.
     """
     factor = scale or queries.shape[-1] ** -0.5
-    rows = []
+    received = []
     for q, k in zip(queries.float(), keys.float(), strict=True):
-        rows.append((q @ k.mT * factor).softmax(dim=-1).mean(dim=(0, 1)))
-    return torch.stack(rows)
+        rows = ((part @ k.mT * factor).softmax(dim=-1).sum(dim=(0, 1)) for part in q.split(ROWS_PER_CHUNK, dim=1))
+        received.append(sum(rows, start=k.new_zeros(k.shape[1])) / (q.shape[0] * q.shape[1]))
+    return torch.stack(received)
 
 
 def pool_pixel_shuffle(scores: Tensor, factor: int) -> Tensor:

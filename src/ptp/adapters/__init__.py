@@ -5,12 +5,11 @@ from transformers import PreTrainedModel
 from ..errors import UnsupportedModelError
 from .base import Adapter, Layout, Modality, QueryKey, Span, Tile
 from .internvl import InternVLAdapter
-from .llava_next import LlavaNextAdapter
-from .llava_onevision import LlavaOnevisionAdapter
+from .llava import LlavaAdapter
 from .qwen_vl import QwenVLAdapter
 from .smolvlm import SmolVLMAdapter
 
-ADAPTERS: list[type[Adapter]] = [InternVLAdapter, LlavaNextAdapter, LlavaOnevisionAdapter, SmolVLMAdapter, QwenVLAdapter]
+ADAPTERS: list[type[Adapter]] = [InternVLAdapter, LlavaAdapter, SmolVLMAdapter, QwenVLAdapter]
 """Families, in the order they are listed."""
 
 __all__ = [

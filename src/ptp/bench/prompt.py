@@ -1,7 +1,7 @@
 """A made-up prompt of real size: what every contender of a benchmark prefills."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -148,4 +148,4 @@ def _encoded(
 def _signal(adapter: Adapter, span: Span, vision: Vision, queries: Tensor, keys: Tensor) -> Any:
     layer = adapter.vision_depth - 1
     saliency = {layer: read_saliency(adapter, layer, queries, keys, vision.about)}
-    return picture_of(adapter, span, Vision(saliency, vision.embeddings, vision.pixels, vision.about, vision.tokens), [layer])
+    return picture_of(adapter, span, replace(vision, saliency=saliency), [layer])

@@ -111,7 +111,7 @@ def made_up_signals(adapter: Adapter, model: Any, tiles: int) -> Signals:
 def look(adapter: Adapter, layers: Sequence[int], signals: Signals) -> Picture:
     """The picture as the runtime makes it: scored in the encoder, and laid out."""
     saliency = {layer: read_saliency(adapter, layer, *signals.vision) for layer in layers}
-    vision = Vision(saliency, signals.embeddings, signals.pixels, None, len(signals.states))
+    vision = Vision(saliency, signals.embeddings, signals.pixels, None, 0, len(signals.states))
     (span,) = adapter.locate(signals.ids, adapter.visual_tokens(signals.ids), None, signals.pixels)
     return picture_of(adapter, span, vision, layers)
 

@@ -106,7 +106,7 @@ class Engine:
                 f"Videos cannot be pruned in {self.adapter.family}. Pass frames as pictures, or detach the pruner first."
             )
         if fresh or encoded:
-            self._expect_pictures(input_ids, encoded, cache, mask)
+            self._expect_pictures(input_ids, encoded, cache, seen, mask)
             return args, kwargs
         if input_ids is not None and input_ids.shape[1] > 1 and bool(self.adapter.visual_tokens(input_ids).any()):
             raise ValueError(
@@ -117,7 +117,7 @@ class Engine:
             self.trace.clear()
         return args, kwargs
 
-    def _expect_pictures(self, input_ids: Tensor | None, encoded: dict[str, Any], cache: Any, mask: Any) -> None:
+    def _expect_pictures(self, input_ids: Tensor | None, encoded: dict[str, Any], cache: Any, seen: int, mask: Any) -> None:
         if input_ids is None:
             raise ValueError("Pictures need input_ids, so that their tokens can be found. Pass input_ids, not inputs_embeds.")
         check_cache(cache)
@@ -142,7 +142,6 @@ class Engine:
             chosen = order == torch.where(padding, order, -1).amax(dim=1, keepdim=True)
         elif self.method.text_rows == "instruction" and self.markers is not None:
             chosen = self.markers.mask(input_ids, padding)
-        seen = cache.get_seq_length() if cache is not None else 0
         self.eager.enter_context(uncompiled())
         self.call = Call(input_ids, padding, encoded, *pad_rows(chosen), cache, seen, past)
 

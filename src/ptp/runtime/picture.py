@@ -21,6 +21,7 @@ class Vision:
         embeddings: (regions, D) per unit; empty where no layer was asked for.
         pixels: A few pixels per unit.
         about: What the adapter remembers of the pictures' sizes.
+        window: Side in pixels of regions that are no tiles.
         tokens: Visual tokens that were put out, in all.
     """
 
@@ -28,6 +29,7 @@ class Vision:
     embeddings: Sequence[Tensor]
     pixels: Sequence[Tensor]
     about: Any
+    window: int
     tokens: int
 
 

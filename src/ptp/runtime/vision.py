@@ -123,7 +123,7 @@ class VisionReader:
         pixels = adapter.shrink(seen.pop("pixels"), about)
         features = output[1] if isinstance(output, tuple) else output.pooler_output
         parts = [features] if isinstance(features, Tensor) else features
-        return Vision(saliency, embeddings, pixels, about, sum(part.numel() // part.shape[-1] for part in parts))
+        return Vision(saliency, embeddings, pixels, about, self.window, sum(part.numel() // part.shape[-1] for part in parts))
 
     def pictures(self, input_ids: Tensor, encoded: Mapping[str, Any]) -> tuple[list[Span], list[Picture]]:
         """The pictures of a prompt, batch row by batch row, in prompt order.
@@ -151,6 +151,11 @@ class VisionReader:
             raise ValueError(
                 "The encoded pictures carry no signals for this pruner. Encode them while it is attached (another one may read "
                 "another vision layer), and without prefill_chunk_size."
+            )
+        if vision.window != self.window:
+            raise ValueError(
+                f"The pictures were encoded for regions of {vision.window} px and this pruner has {self.window}. Encode "
+                "them while it is attached, or give it the same window."
             )
         count = int(tokens.sum())
         copies, rest = divmod(count, vision.tokens)

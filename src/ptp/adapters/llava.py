@@ -1,4 +1,4 @@
-"""Any-resolution pictures of the LLaVA family: one raster over all tiles, behind the thumbnail.
+"""LLaVA-NeXT (LLaVA 1.6) and LLaVA-OneVision in the Hugging Face format: one raster over all tiles, behind the thumbnail.
 
 The thumbnail comes first in the prompt. The tokens of the tiles follow as one raster over all tiles, rows of the padding cut
 off and each row ended by a newline token; LLaVA-OneVision also shrinks the raster. Newlines (and the padding) are no visual
@@ -8,6 +8,7 @@ tokens: they always stay, so that what is kept of a row is still seen to end the
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,14 @@ class Packed:
     layout: Layout
 
 
-class AnyResolution(Adapter):
-    """What LLaVA-NeXT and LLaVA-OneVision have in common."""
+class LlavaAdapter(Adapter):
+    """LLaVA-NeXT: CLIP, its [CLS] read up to the layer that feeds the projector, the last but one. LLaVA-OneVision: SigLIP
+    without [CLS]; several pictures in one prompt are not cut into tiles."""
+
+    family = "LLaVA-NeXT / LLaVA-OneVision"
+    model_types = ("llava_next", "llava_onevision")
+    regions = "tiles and thumbnail (OneVision, several pictures: whole)"
+    saliency = "[CLS] / received"
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.config = config = model.config
@@ -59,14 +66,10 @@ class AnyResolution(Adapter):
         depth, chosen = len(self.vision.encoder.layers), config.vision_feature_layer
         self.vision_depth = max(depth + 1 + n if n < 0 else n for n in ([chosen] if isinstance(chosen, int) else chosen))
         self.side = config.vision_config.image_size // config.vision_config.patch_size
-        self._packed: dict[Any, Packed] = {}
-
-    def packing(self, about: Any) -> dict[str, Any]:
-        """What `pack_image_features` of this family takes besides features, sizes and the newline."""
-        raise NotImplementedError
+        self.packed = lru_cache(maxsize=128)(self._find)
 
     def about(self, inputs: Mapping[str, Any], window: int) -> Any:
-        """((height, width), whether it is cut into tiles, aspect ratio setting) of each picture."""
+        """((height, width), whether it is cut into tiles, OneVision's aspect ratio setting) of each picture."""
         sizes = [(int(height), int(width)) for height, width in inputs["image_sizes"]]
         counts = inputs.get("batch_num_images")
         cut = [True] * len(sizes) if counts is None else [int(n) == 1 for n in counts for _ in range(int(n))]
@@ -78,9 +81,9 @@ class AnyResolution(Adapter):
         spans, first = [], 0
         places = share_out(tokens, [one.tokens for one in packed])
         for (row, here), one, picture in zip(places, packed, about, strict=True):
-            *tiles, thumbnail = range(first + 1, first + len(one.layout.tiles)), first
-            units = (*tiles[0], thumbnail)
-            first += len(units)
+            end = first + len(one.layout.tiles)
+            units = (*range(first + 1, end), first)  # the thumbnail comes first
+            first = end
             spans.append(Span(row, here[one.order], units, one.layout, picture))
         return spans
 
@@ -92,16 +95,13 @@ class AnyResolution(Adapter):
 
     def _pack(self, features: Tensor, about: Any, newline: Tensor) -> Tensor:
         """(image tokens, C) of one picture's (T, P, C) features, the thumbnail's first."""
-        (packed,), _ = self.core.pack_image_features([features], [about[0]], image_newline=newline, **self.packing(about))
+        strategy = {"vision_feature_select_strategy": self.config.vision_feature_select_strategy}
+        told = strategy if about[2] is None else {"vision_aspect_ratio": about[2]}
+        (packed,), _ = self.core.pack_image_features([features], [about[0]], image_newline=newline, **told)
         return packed
 
-    def packed(self, about: Any) -> Packed:
-        """Where the model puts a picture's tokens, found by packing the coordinates of its patches."""
-        if about not in self._packed:
-            self._packed[about] = self._find(about)
-        return self._packed[about]
-
     def _find(self, about: Any) -> Packed:
+        """Where the model puts a picture's tokens, found by packing the coordinates of its patches."""
         (height, width), cut, _ = about
         side, size = self.side, self.config.vision_config.image_size
         patch = self.config.vision_config.patch_size
