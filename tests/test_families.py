@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchao
-from families import FAMILIES, SIZES, Family, encode, model_of, photo, picture, tokenizer
+from families import FAMILIES, SIZES, Family, encode, model_of, photo, picture, processor_of, tokenizer
 from PIL import Image, ImageDraw
 from transformers import DynamicCache
 
@@ -50,7 +50,8 @@ def blinded(model, padding: torch.Tensor, *gone: tuple[dict[int, torch.Tensor], 
     causal, order = torch.ones(length, length).tril().bool(), torch.arange(length)
 
     def hook(number, module, args, kwargs):
-        seen = causal & padding[:, None]
+        own = kwargs["attention_mask"]  # windows, and pictures that see both ways, are the model's own
+        seen = causal & padding[:, None] if own is None else (own if own.dtype == torch.bool else own > -1)[:, 0]
         for dropped, prompt_length in gone:
             for layer, tokens in dropped.items():
                 late = order >= (length if prompt_length is None else prompt_length)
@@ -330,7 +331,8 @@ def test_nothing_is_left_behind(family, fail):
 
 def extended(inputs, tokens):
     """The inputs with `tokens` (B, n) behind the prompt."""
-    more = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "mm_token_type_ids": torch.zeros_like(tokens)}
+    more = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    more |= dict.fromkeys(("mm_token_type_ids", "token_type_ids"), torch.zeros_like(tokens))
     return {name: torch.cat([value, more[name]], dim=1) if name in more else value for name, value in inputs.items()}
 
 
@@ -393,6 +395,7 @@ def test_a_new_picture_in_a_later_turn_is_pruned_by_itself(monkeypatch, family, 
         gone = drops(first, trace, selections)
         selections.clear()
         new = {"input_ids": second["input_ids"], "attention_mask": whole["attention_mask"]}
+        new |= {name: second[name] for name in ("token_type_ids",) if name in second}
         output = model(**new, **pictures, past_key_values=cache)
         assert len(trace.images) == 1 and trace.sequence_length[0] == whole["input_ids"].shape[1]
         gone = {layer: F.pad(tokens, (0, second["input_ids"].shape[1])) for layer, tokens in gone.items()}
@@ -416,7 +419,7 @@ def test_a_new_picture_in_a_later_turn_is_pruned_by_itself(monkeypatch, family, 
     torch.testing.assert_close(decoded, expected[:, -1:], atol=1e-4, rtol=0)
 
 
-MORE = ("input_ids", "attention_mask", "mm_token_type_ids")
+MORE = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 
 
 def both_pictures(first, second, whole):
@@ -573,6 +576,24 @@ def test_videos_are_refused_where_they_cannot_be_pruned():
     model, inputs = model_of(family), encode(family, ([picture()], QUESTION))
     with pruner()(model, tokenizer()), pytest.raises(ptp.UnsupportedModelError, match="Videos cannot be pruned"):
         model(**inputs, pixel_values_videos=torch.randn(1, 2, 3, 60, 60))
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_crops_of_pan_and_scan_are_pruned_one_by_one(monkeypatch, layer):
+    """Gemma 3: longer than its windows, so that what they count matters."""
+    family, method = FAMILIES["gemma3"], pruner(prune_layer=layer)
+    model, processor = model_of(family), processor_of(family)
+    text = f"<|im_start|>user\n{family.image}\n{QUESTION}<|im_end|>\n"
+    crops = {"do_pan_and_scan": True, "pan_and_scan_min_crop_size": 56}
+    inputs = dict(processor(text=[text], images=[[picture()]], **crops, return_tensors="pt"))
+    selections = watch(monkeypatch, method)
+    output, trace = prune(model, inputs, method)
+    assert len(trace.images) == len(inputs["pixel_values"]) > 2 and all(len(image.kept) == 5 for image in trace.images)
+    assert inputs["input_ids"].shape[1] > 3 * model.config.text_config.sliding_window
+    gone = drops(inputs, trace, selections)
+    with torch.no_grad(), blinded(model, inputs["attention_mask"].bool(), (gone, None)):
+        expected = model(**inputs).logits
+    torch.testing.assert_close(output.logits, expected[~gone[layer]][None], atol=1e-4, rtol=0)
 
 
 # What people do to their models

@@ -61,11 +61,6 @@ def test_a_model_without_pictures_is_refused():
         ptp.attach(torch.nn.Linear(2, 2), ptp.PyramidPruner())
 
 
-def test_gemma_3_is_refused_with_the_reason():
-    with pytest.raises(ptp.UnsupportedModelError, match=r"'gemma3' cannot be pruned exactly: its sliding-window layers"):
-        ptp.adapters.check_model_type("gemma3")
-
-
 def test_sliding_windows_are_refused(monkeypatch):
     model = small_model()
     monkeypatch.setattr(model.config.text_config, "layer_types", ["sliding_attention"] * 4)

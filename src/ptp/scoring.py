@@ -162,6 +162,7 @@ def instruction_relevance(
     key_valid: Tensor,
     scale: float,
     reduce: Literal["max", "mean"] = "max",
+    reach: Tensor | None = None,
 ) -> Tensor:
     """Score each key by the strongest (or mean) attention that the instruction tokens pay it, averaged over heads.
 
@@ -173,6 +174,7 @@ def instruction_relevance(
         key_valid: (B, S) bool; False marks padding of the sequence.
         scale: Factor on the dot products.
         reduce: Over the instruction tokens.
+        reach: (B, R, S) bool, keys within the layer's window; None where it sees everything before.
 
     Returns:
         (B, S) float32 in [0, 1]; zero for a batch row without instruction tokens.
@@ -187,6 +189,7 @@ def instruction_relevance(
         chunk = slice(start, start + ROWS_PER_CHUNK)
         q = queries[:, :, chunk].float().unflatten(1, (groups, -1))  # (B, H / g, g, r, D)
         visible = (order <= rows[:, chunk, None]) & key_valid[:, None]  # (B, r, S)
+        visible = visible if reach is None else visible & reach[:, chunk]
         logits = (q @ k.mT * scale).masked_fill(~visible[:, None, None], torch.finfo(torch.float32).min)
         weights = logits.softmax(dim=-1).mean(dim=(1, 2)) * (visible & row_valid[:, chunk, None])
         best = torch.maximum(best, weights.amax(dim=1)) if reduce == "max" else best + weights.sum(dim=1)

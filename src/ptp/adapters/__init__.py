@@ -4,12 +4,13 @@ from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
 from .base import Adapter, Layout, Modality, QueryKey, Span, Tile
+from .gemma3 import Gemma3Adapter
 from .internvl import InternVLAdapter
 from .llava import LlavaAdapter
 from .qwen_vl import QwenVLAdapter
 from .smolvlm import SmolVLMAdapter
 
-ADAPTERS: list[type[Adapter]] = [InternVLAdapter, LlavaAdapter, SmolVLMAdapter, QwenVLAdapter]
+ADAPTERS: list[type[Adapter]] = [InternVLAdapter, LlavaAdapter, SmolVLMAdapter, QwenVLAdapter, Gemma3Adapter]
 """Families, in the order they are listed."""
 
 __all__ = [
@@ -24,13 +25,6 @@ __all__ = [
     "check_model_type",
     "register",
 ]
-
-
-REFUSED = {
-    "gemma3": "its sliding-window layers count tokens, and pruning removes some; the tokens of a picture see each other both "
-    "ways",
-}
-"""Model types that are known and cannot be pruned exactly, and why."""
 
 
 def register(adapter: type[Adapter]) -> type[Adapter]:
@@ -48,10 +42,6 @@ def check_model_type(model_type: str | None) -> type[Adapter]:
     for adapter in ADAPTERS:
         if model_type in adapter.model_types:
             return adapter
-    if model_type in REFUSED:
-        raise UnsupportedModelError(
-            f"Model type {model_type!r} cannot be pruned exactly: {REFUSED[model_type]}. ptp models lists those that can."
-        )
     families = ", ".join(f"{a.family} (model_type {', '.join(a.model_types)})" for a in ADAPTERS)
     raise UnsupportedModelError(
         f"Model type {model_type!r} is not supported. Families that work: {families}, in the Hugging Face format. "

@@ -7,8 +7,12 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 
-TEXT_MODELS = ("qwen2", "qwen3", "qwen3_moe", "llama", "mistral", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text")
+TEXT_MODELS = (
+    "qwen2", "qwen3", "qwen3_moe", "llama", "mistral", "gemma3_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text",
+)  # fmt: skip
 """Text models whose attention is q_proj / k_proj (/ q_norm / k_norm per head) with rotary positions."""
+WINDOWED = ("gemma3_text",)
+"""Those whose sliding windows are understood: they count places in the unpruned sequence, whatever has left."""
 
 
 class TextModel:
@@ -21,9 +25,10 @@ class TextModel:
     Attributes:
         model: That module.
         layers: Its decoder layers.
+        window: Tokens that its sliding-window layers see; None where there are none.
 
     Raises:
-        UnsupportedModelError: the text model is another one, or attends in sliding windows.
+        UnsupportedModelError: the text model is another one, or attends in sliding windows and is not one of `WINDOWED`.
     """
 
     def __init__(self, model: Any, family: str) -> None:
@@ -34,7 +39,8 @@ class TextModel:
             )
         layers = getattr(config, "layer_types", None) or ()
         mistral = config.model_type == "mistral" and config.sliding_window is not None
-        if "sliding_attention" in layers or mistral:
+        self.window = config.sliding_window if "sliding_attention" in layers else None
+        if (self.window is not None and config.model_type not in WINDOWED) or mistral:
             raise UnsupportedModelError(
                 "Sliding-window attention cannot be pruned exactly: a window counts tokens, and pruning removes some. "
                 "Use a checkpoint without it (use_sliding_window=false; for Mistral sliding_window=null)."
@@ -55,6 +61,14 @@ class TextModel:
         query, key = self.projections(layer)
         norm = self.layers[layer].input_layernorm
         return query(norm(rows)), key(norm(hidden))
+
+    def reach(self, layer: int) -> int | None:
+        """Tokens that a layer sees, itself among them; None is all."""
+        return self.window if self.window is not None and self.config.layer_types[layer] == "sliding_attention" else None
+
+    def positions(self, layer: int, given: tuple[Tensor, Tensor], hidden: Tensor, places: Any) -> tuple[Tensor, Tensor]:
+        """(cos, sin) of a layer; `given` is that of another one, and the same unless windows turn at a speed of their own."""
+        return given if self.window is None else self.model.rotary_emb(hidden, places, self.config.layer_types[layer])
 
     def queries(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """(B, H, R, D) of what `q_proj` put out, at its positions."""

@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     InternVLConfig,
@@ -19,6 +21,7 @@ from transformers import (
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3VLConfig,
@@ -27,6 +30,8 @@ from transformers import (
     SmolVLMConfig,
     SmolVLMForConditionalGeneration,
 )
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.idefics3.processing_idefics3 import Idefics3Processor
@@ -44,7 +49,8 @@ from ..tiny.model import build_tokenizer
 
 MARKERS = (
     "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<|image_pad|>", "<|video_pad|>",
-    "<|vision_start|>", "<|vision_end|>", *(f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)),
+    "<|vision_start|>", "<|vision_end|>", "<start_of_image>", "<end_of_image>",
+    "<image_soft_token>", *(f"<row_{r}_col_{c}>" for r in range(1, 7) for c in range(1, 7)),
 )  # fmt: skip
 
 
@@ -235,6 +241,39 @@ def _qwen_processor(scale: Scale, processor_class: type, patch: int) -> Any:
     return pictures_only(processor_class)(pixels, tokenizer(), None)
 
 
+@cache
+def gemma_tokenizer() -> Any:
+    """The same one, that knows which of its tokens stand around a picture."""
+    names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    special = {"eos_token": tokenizer().eos_token, "pad_token": tokenizer().pad_token, "padding_side": "left"}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer().backend_tokenizer, extra_special_tokens=names,
+        chat_template=tokenizer().chat_template, **special,
+    )  # fmt: skip
+
+
+def _gemma3(scale: Scale) -> Any:
+    side, window, tokens = (896, 512, 256) if scale.real else (112, 24, 16)
+    kinds = [
+        "full_attention" if n % (6 if scale.real else 2) == (5 if scale.real else 1) else "sliding_attention" for n in range(64)
+    ]
+    depth = scale.text["num_hidden_layers"]
+    text = scale.language(
+        "gemma3_text", sliding_window=window, layer_types=kinds[:depth], query_pre_attn_scalar=scale.text["head_dim"]
+    )
+    vision = SiglipVisionConfig(**scale.vision(), image_size=side, patch_size=14, vision_use_head=False)
+    return Gemma3Config(
+        vision_config=vision, text_config=text, mm_tokens_per_image=tokens, boi_token_index=token_id("<start_of_image>"),
+        eoi_token_index=token_id("<end_of_image>"), image_token_index=token_id("<image_soft_token>"), tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+def _gemma3_processor(scale: Scale) -> Any:
+    side, tokens = (896, 256) if scale.real else (112, 16)
+    pictures = Gemma3ImageProcessorPil(size={"height": side, "width": side})
+    return Gemma3Processor(pictures, gemma_tokenizer(), image_seq_length=tokens)
+
+
 QWEN_IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 FAMILIES = {
     family.name: family
@@ -260,6 +299,7 @@ FAMILIES = {
             "qwen3-vl", QWEN_IMAGE, Qwen3VLForConditionalGeneration, _qwen3_vl,
             lambda scale: _qwen_processor(scale, Qwen3VLProcessor, 16),
         ),
+        Family("gemma3", "<start_of_image>", Gemma3ForConditionalGeneration, _gemma3, _gemma3_processor, nested=True),
     )
 }  # fmt: skip
 """Families by name."""

@@ -20,7 +20,7 @@ def models() -> None:
     for line in (
         "Saliency: the attention that [CLS] pays a patch; or that it receives from all patches, where there is no [CLS].",
         "All take several pictures per prompt, padded batches, text-only rows, several turns on one KV cache, any attention.",
-        f"Text models: {', '.join(TEXT_MODELS)}; sliding windows are refused.",
+        f"Text models: {', '.join(TEXT_MODELS)}; sliding windows are refused, but for Gemma 3's.",
         "Checkpoints of InternVL in its authors' format: ptp convert. Another family: docs/add_a_model.md.",
     ):
         console.print(line, highlight=False, markup=False)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..errors import UnsupportedModelError
 from .compaction import take
@@ -62,11 +62,13 @@ class Record:
         valid: (B, S') bool marks the slots that hold a token; rows are aligned at their ends.
         padded: Whether any does not.
         removed: Tokens of each row, padding among them, that were seen and are not held.
+        places: (B, S') where each slot's token was in the unpruned sequence.
     """
 
     valid: Tensor
     padded: bool
     removed: int
+    places: Tensor
 
 
 def held(cache: Cache | None) -> int:
@@ -75,10 +77,20 @@ def held(cache: Cache | None) -> int:
     return layers[0].keys.shape[-2] if layers and layers[0].is_initialized else 0
 
 
-def check_cache(cache: Any) -> None:
-    """Raise UnsupportedCacheError unless pictures can be pruned while they are prefilled into `cache`."""
+def check_cache(cache: Any, windowed: bool = False) -> None:
+    """Raise UnsupportedCacheError unless pictures can be pruned while they are prefilled into `cache`.
+
+    Args:
+        windowed: The model has sliding windows. Empty layers that would forget what is out of reach are made to keep it:
+            after pruning they could not tell what is.
+    """
     if cache is None:
         return
+    if windowed:
+        cache.layers = [
+            DynamicLayer() if type(layer) is DynamicSlidingWindowLayer and not layer.is_initialized else layer
+            for layer in cache.layers
+        ]
     if getattr(cache, "offloading", False) or any(type(layer) not in (DynamicLayer, PrunedLayer) for layer in cache.layers):
         kinds = sorted({type(layer).__name__ for layer in cache.layers})
         raise UnsupportedCacheError(
@@ -108,6 +120,42 @@ def continue_from(record: Record, cache: Any, mask: Any, new: int) -> Tensor | N
     tail = record.valid.new_ones(len(record.valid), since + new) if mask is None else mask[:, seen - since :].bool()
     valid = torch.cat([record.valid, tail.to(record.valid.device)], dim=1).long()
     return torch.nn.functional.pad(valid, (record.removed, 0))
+
+
+def held_places(record: Record | None, cache: Any, batch: int) -> Tensor:
+    """(B, held) where each token that a cache holds was in the unpruned sequence."""
+    seen, slots = cache.get_seq_length(), held(cache)
+    if record is None:
+        return torch.arange(slots).expand(batch, -1)
+    since = torch.arange(seen - (slots - record.places.shape[1]), seen, device=record.places.device)
+    return torch.cat([record.places, since.expand(batch, -1)], dim=1)
+
+
+def window_masks(record: Record, cache: Any, mask: Any, blocks: Tensor, window: int, floats: bool) -> dict[str, Tensor]:
+    """Masks of full and of sliding-window layers for tokens that follow a pruned cache: windows count what was seen.
+
+    Args:
+        mask: As for `continue_from`.
+        blocks: (B, new) the picture that each new token is of, -1 for text: tokens of one see each other both ways.
+        floats: Whether the attention adds its masks.
+
+    Returns:
+        (B, 1, new, held + new) each, by the names of layer types.
+    """
+    (batch, new), seen, slots, like = blocks.shape, cache.get_seq_length(), held(cache), cache.layers[0].keys
+    flat = continue_from(record, cache, torch.ones(batch, seen + new) if mask is None else mask, new)
+    assert flat is not None  # a mask was given
+    valid = flat[:, seen - slots :].bool().to(like.device)
+    queries, blocks = torch.arange(seen, seen + new, device=like.device).expand(batch, -1), blocks.to(like.device)
+    keys = torch.cat([held_places(record, cache, batch).to(like.device), queries], dim=1)  # (B, held + new)
+    behind = queries[:, :, None] - keys[:, None]
+    together = torch.nn.functional.pad(blocks, (slots, 0), value=-1)[:, None] == blocks[:, :, None]
+    full = ((behind >= 0) | (together & (blocks >= 0)[:, :, None])) & valid[:, None]
+    masks = {"full_attention": full[:, None], "sliding_attention": (full & (behind < window))[:, None]}
+    if not floats:
+        return masks
+    low = torch.finfo(like.dtype).min
+    return {name: torch.zeros_like(one, dtype=like.dtype).masked_fill(~one, low) for name, one in masks.items()}
 
 
 def compact_cache(cache: Cache, layers: int, start: int, index: Tensor) -> None:

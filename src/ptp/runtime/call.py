@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import Cache
 
 from ..adapters import Span
+from ..errors import UnsupportedModelError
 from ..selection import Selection
 from .compaction import Slots, compact, take
 from .picture import Picture
@@ -46,7 +47,8 @@ class Call:
         encoded: Encoder outputs that the caller passed, by modality; others are made in this call.
         text: (B, R) places of the text tokens that score, among the new ones. text_valid: (B, R).
         cache: The KV cache, None without one.
-        seen: Tokens that it has seen before this call; `past` marks, (B, M) bool, what it holds of them.
+        seen: Tokens that it has seen before this call.
+        past: (B, M) bool, which of the slots that it holds are tokens. past_places: (B, M) where these were, unpruned.
         slots: Where the tokens of the current sequence come from among the new ones.
         late: Mask (B, S) and features of DeepStack, which the runtime adds in the model's place.
         pruned: Whether any token has left.
@@ -60,6 +62,7 @@ class Call:
     cache: Cache | None
     seen: int
     past: Tensor
+    past_places: Tensor
     slots: Slots = field(init=False)
     spans: list[Span] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
@@ -88,6 +91,30 @@ class Call:
         self.shortened.clear()
         self.pruned = True
         return slots
+
+    def shorten_mask(self, mask: Any) -> Tensor:
+        """A layer's own mask (B or 1, 1, S, S), at the slots of the current sequence; layers of a kind share it.
+
+        Raises:
+            UnsupportedModelError: the attention takes no such mask.
+        """
+        if not (isinstance(mask, Tensor) and mask.dim() == 4):
+            raise UnsupportedModelError(
+                "A model with sliding windows can be pruned under eager or sdpa attention only. Load it with "
+                'attn_implementation="sdpa".'
+            )
+        if id(mask) not in self.shortened:
+            index, valid = self.slots.index.to(mask.device), self.slots.valid.to(mask.device)
+            past = self.past.shape[1]
+            order = torch.arange(past, device=mask.device).expand(len(index), -1)
+            short = take(take(mask, index, dim=2), torch.cat([order, past + index], dim=1), dim=3)
+            own = torch.eye(index.shape[1], dtype=torch.bool, device=mask.device)
+            padding = torch.nn.functional.pad(~valid[:, None, None] & ~own, (past, 0))
+            empty = torch.nn.functional.pad(own & ~valid[:, None, :, None], (past, 0))  # pads see themselves: none sees nothing
+            low, zero = (False, True) if mask.dtype == torch.bool else (torch.finfo(mask.dtype).min, 0.0)
+            short = short.masked_fill(padding, low).masked_fill(empty, zero)
+            self.shortened[id(mask)] = mask, short
+        return self.shortened[id(mask)][1]
 
     def shorten(self, argument: Any) -> Any:
         """A layer's (B or 1, S, ...) argument, or a tuple of such, at the slots of the current sequence.

@@ -13,14 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
 
 from ..adapters import Adapter
 from ..adapters.instruction import TurnMarkers, pad_rows
 from ..errors import UnsupportedModelError
 from ..selection import Selection
-from .cache import RECORD, Record, cache_bytes, check_cache, compact_cache, continue_from, finish_cache, held
+from .cache import (
+    RECORD,
+    Record,
+    cache_bytes,
+    check_cache,
+    compact_cache,
+    continue_from,
+    finish_cache,
+    held,
+    held_places,
+    window_masks,
+)
 from .call import Call, Method, StageLike
 from .compaction import merge, take
 from .compiled import refuse_compiled, uncompiled
@@ -98,15 +109,16 @@ class Engine:
         record = getattr(cache, RECORD, None) if seen else None  # a cache that was reset starts afresh
         if record is not None:
             new = (input_ids if input_ids is not None else kwargs["inputs_embeds"]).shape[1]
-            mask = continue_from(record, cache, mask, new)
-            kwargs = kwargs | {"attention_mask": mask}
+            going_on = continue_from(record, cache, mask, new)
+            kwargs = kwargs | {"attention_mask": self._window_masks(record, kwargs, new) or going_on}
+            mask = going_on
         kinds = self.adapter.modalities
         if (fresh - {kind.pixels for kind in kinds}) or (encoded.keys() - {kind.name for kind in kinds}):
             raise UnsupportedModelError(
                 f"Videos cannot be pruned in {self.adapter.family}. Pass frames as pictures, or detach the pruner first."
             )
         if fresh or encoded:
-            self._expect_pictures(input_ids, encoded, cache, seen, mask)
+            self._expect_pictures(input_ids, encoded, cache, record, mask)
             return args, kwargs
         if input_ids is not None and input_ids.shape[1] > 1 and bool(self.adapter.visual_tokens(input_ids).any()):
             raise ValueError(
@@ -117,10 +129,24 @@ class Engine:
             self.trace.clear()
         return args, kwargs
 
-    def _expect_pictures(self, input_ids: Tensor | None, encoded: dict[str, Any], cache: Any, seen: int, mask: Any) -> None:
+    def _window_masks(self, record: Record, kwargs: dict[str, Any], new: int) -> dict[str, Tensor] | None:
+        """For a model with sliding windows, the masks of tokens that follow a pruned cache."""
+        text, cache, kinds = self.adapter.text, kwargs["past_key_values"], kwargs.get("token_type_ids")
+        if text.window is None:
+            return None
+        blocks = torch.full((len(record.valid), new), -1)
+        if kinds is not None:
+            image = (kinds[:, -new:] == 1).cpu()
+            blocks = torch.where(image, (image & ~torch.nn.functional.pad(image, (1, 0))[:, :-1]).cumsum(dim=1), blocks)
+        eager = text.config._attn_implementation == "eager"
+        return window_masks(record, cache, kwargs.get("attention_mask"), blocks, text.window, eager)
+
+    def _expect_pictures(
+        self, input_ids: Tensor | None, encoded: dict[str, Any], cache: Any, record: Record | None, mask: Any
+    ) -> None:
         if input_ids is None:
             raise ValueError("Pictures need input_ids, so that their tokens can be found. Pass input_ids, not inputs_embeds.")
-        check_cache(cache)
+        check_cache(cache, self.adapter.text.window is not None)
         if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
             raise ValueError(
                 "attention_mask must be (B, S) while visual tokens are pruned. Pass the processor's mask unchanged."
@@ -143,7 +169,9 @@ class Engine:
         elif self.method.text_rows == "instruction" and self.markers is not None:
             chosen = self.markers.mask(input_ids, padding)
         self.eager.enter_context(uncompiled())
-        self.call = Call(input_ids, padding, encoded, *pad_rows(chosen), cache, seen, past)
+        seen = cache.get_seq_length() if cache is not None else 0
+        places = held_places(record, cache, batch).to(past.device) if slots else past.long()
+        self.call = Call(input_ids, padding, encoded, *pad_rows(chosen), cache, seen, past, places)
 
     def _leave_core(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._forget()
@@ -155,8 +183,10 @@ class Engine:
         if call is None:
             return None
         call.spans, call.pictures = self.vision.pictures(call.input_ids, call.encoded)
+        if self.adapter.text.window is not None and call.cache is None and kwargs.get("use_cache") is not False:
+            kwargs = kwargs | {"past_key_values": DynamicCache()}  # the model's own would forget
         if self.adapter.late_features is None:
-            return None
+            return args, kwargs
         mask, features = (kwargs.get(name) for name in self.adapter.late_features)
         if mask is not None and features is not None:
             call.late = mask, features
@@ -172,11 +202,14 @@ class Engine:
             hidden = args[0] if args else kwargs["hidden_states"]
             call.cache = kwargs.get("past_key_values")  # where the caller passed none, the model has made one
             for stage in stages:
-                hidden = self._prune(call, stage, hidden, kwargs["position_embeddings"])
+                hidden = self._prune(call, stage, hidden, kwargs)
             if not call.pruned:
                 return None
             changed = {name: call.shorten(kwargs.get(name)) for name in ("position_ids", "position_embeddings")}
-            changed["attention_mask"] = self._mask(call, number, hidden)
+            windowed = self.adapter.text.window is not None
+            changed["attention_mask"] = (
+                call.shorten_mask(kwargs["attention_mask"]) if windowed else self._mask(call, number, hidden)
+            )
             if args:
                 return (hidden, *args[1:]), kwargs | changed
             return args, kwargs | changed | {"hidden_states": hidden}
@@ -202,9 +235,10 @@ class Engine:
 
         return hook
 
-    def _prune(self, call: Call, stage: StageLike, hidden: Tensor, embeddings: tuple[Tensor, Tensor]) -> Tensor:
-        current = call.shorten(embeddings) if call.pruned else embeddings
-        seen = self.text.readable(call, stage.layer, hidden, current)
+    def _prune(self, call: Call, stage: StageLike, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        given = kwargs["position_embeddings"], kwargs.get("position_ids")
+        embeddings, positions = (call.shorten(part) for part in given) if call.pruned else given
+        seen = self.text.readable(call, stage.layer, hidden, embeddings, positions)
         selections = [self.method.select(picture, stage) for picture in seen]
         keep, places = call.padding.clone(), call.places()
         for number, (span, selection) in enumerate(zip(call.spans, selections, strict=True)):
@@ -265,5 +299,6 @@ class Engine:
         self.trace.cache_bytes = (size // (past + short) * (call.seen + new), size)
         if cache is not None and call.pruned:
             valid = torch.cat([call.past, call.slots.valid], dim=1)
-            record = Record(valid, not bool(valid.all()), call.seen + new - past - short)
+            places = torch.cat([call.past_places, call.seen + call.slots.index], dim=1)
+            record = Record(valid, not bool(valid.all()), call.seen + new - past - short, places)
             finish_cache(cache, call.seen + new, record)

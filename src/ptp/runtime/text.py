@@ -43,11 +43,14 @@ class TextReader:
 
         return hook
 
-    def readable(self, call: Call, layer: int, hidden: Tensor, embeddings: tuple[Tensor, Tensor]) -> list[Picture]:
+    def readable(
+        self, call: Call, layer: int, hidden: Tensor, embeddings: tuple[Tensor, Tensor], positions: Any
+    ) -> list[Picture]:
         """The pictures of a prompt at a stage, with what a method may read there; nothing is computed before it does.
 
         Args:
-            layer: The stage's. hidden: (B, S', D) its input. embeddings: (cos, sin) of its rotary positions.
+            layer: The stage's. hidden: (B, S', D) its input. embeddings: (cos, sin) of its rotary positions. positions: These
+                themselves, None where the model keeps them to itself.
         """
         places = call.places()
         pictures = [
@@ -55,6 +58,8 @@ class TextReader:
         ]
         if self.method.text_rows is None:
             return pictures
+        source = max(layer - 1, 0)
+        embeddings = self.adapter.text.positions(source, embeddings, hidden, positions)
         relevance = cache(lambda: self._relevance(call, layer, hidden, embeddings, self._raters(call, pictures)))
 
         def reader(span: Span) -> Callable[[], Tensor]:
@@ -107,8 +112,12 @@ class TextReader:
             earlier: Any = call.cache.layers[source]
             keys = torch.cat([earlier.keys[:, :, :past], keys], dim=2)
         valid = torch.cat([call.past, call.slots.valid], dim=1)
+        reach, window = None, text.reach(source)
+        if window is not None:  # counted in the unpruned sequence
+            places = torch.cat([call.past_places, call.seen + call.slots.index], dim=1)
+            reach = call.seen + call.text[:, :, None] - places[:, None] < window
         scores = scoring.instruction_relevance(
-            queries, keys, rows + past, raters, valid, text.scale(source), self.method.text_reduce
+            queries, keys, rows + past, raters, valid, text.scale(source), self.method.text_reduce, reach
         )[:, past:]
         unpruned = scores.new_zeros(call.input_ids.shape)
         return unpruned.scatter_add_(1, call.slots.index, scores * call.slots.valid)
