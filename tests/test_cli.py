@@ -264,3 +264,9 @@ def test_the_demo_pictures_are_what_the_recipe_draws(tmp_path):
         assert image.size == again.size
         difference = np.abs(np.asarray(image, np.int16) - np.asarray(again, np.int16))
         assert difference.mean() < 1  # libjpeg versions may differ by a shade
+
+
+def test_families_and_methods_are_listed(tmp_path):
+    for command, names in (("models", ["InternVL", "Gemma 3", "qwen3_vl", "docs/add_a_model.md"]), ("methods", list(METHODS))):
+        result = ptp(command, cwd=tmp_path)
+        assert result.returncode == 0 and all(name in result.stdout for name in names)

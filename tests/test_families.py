@@ -18,7 +18,10 @@ from transformers import DynamicCache
 import ptp
 from ptp.adapters import adapter_for
 from ptp.adapters.instruction import turn_markers
+from ptp.bench.measure import compare
 from ptp.methods import METHODS
+from ptp.report.overlay import overlay_uris
+from ptp.tiny.model import CHAT_TEMPLATE
 
 QUESTION = "What is on the red circle?"
 WINDOW = 56
@@ -419,6 +422,33 @@ def test_a_new_picture_in_a_later_turn_is_pruned_by_itself(monkeypatch, family, 
     torch.testing.assert_close(decoded, expected[:, -1:], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("layer", [0, 2])
+def test_scores_in_a_later_turn_equal_the_loop(monkeypatch, family, layer):
+    """What the second question attends to, over all that it still sees of the first turn."""
+    method = pruner(prune_layer=layer, relevance="attention", budgets="tile", diversity=0.0)
+    first, second = encode(family, ([picture(2)], "Read it.")), encode(family, ([picture(1)], QUESTION))
+    length, cache, model = first["input_ids"].shape[1], DynamicCache(), model_of(family, "eager")
+    whole = {name: torch.cat([first[name], second[name]], dim=1) for name in MORE if name in first}
+    new = {"input_ids": second["input_ids"], "attention_mask": whole["attention_mask"]}
+    new |= {name: value for name, value in second.items() if name not in MORE or name == "token_type_ids"}
+    if "image_grid_thw" in first:
+        grids = torch.cat([first["image_grid_thw"], second["image_grid_thw"]])
+        new["position_ids"] = model.model.get_rope_index(**whole, image_grid_thw=grids)[0][..., length:]
+    selections = watch(monkeypatch, method)
+    with torch.no_grad(), method(model, tokenizer()) as trace:
+        model(**first, past_key_values=cache)
+        gone = drops(first, trace, selections)
+        model(**new, past_key_values=cache)
+    (image,) = trace.images
+    gone = {at: F.pad(tokens, (0, second["input_ids"].shape[1])) for at, tokens in gone.items()}
+    with torch.no_grad(), blinded(model, whole["attention_mask"].bool(), (gone, length)):
+        both = both_pictures(first, second, whole)
+        maps = model(**both, output_attentions=True).attentions[max(layer - 1, 0)][0].mean(dim=0)
+    asked = turn_markers(tokenizer()).mask(second["input_ids"], second["attention_mask"])[0].nonzero()[:, 0] + length
+    relevance = torch.tensor([max(float(maps[i, place]) for i in asked) for place in image.positions])
+    torch.testing.assert_close(image.scores["instruction"], relevance, atol=1e-4, rtol=0)
+
+
 MORE = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 
 
@@ -594,6 +624,17 @@ def test_crops_of_pan_and_scan_are_pruned_one_by_one(monkeypatch, layer):
     with torch.no_grad(), blinded(model, inputs["attention_mask"].bool(), (gone, None)):
         expected = model(**inputs).logits
     torch.testing.assert_close(output.logits, expected[~gone[layer]][None], atol=1e-4, rtol=0)
+
+
+def test_ptp_run_takes_any_family(family):
+    """Two answers and two times, from a picture and a question through the processor's chat template."""
+    processor = copy.copy(processor_of(family))
+    processor.chat_template = CHAT_TEMPLATE.replace("<IMG_CONTEXT>", family.image)
+    found = compare(model_of(family), processor, [picture()], QUESTION, pruner(), max_new_tokens=2, rounds=1)
+    assert len(found.trace.images) == 1 and found.trace.visual_tokens[1] == round(0.3 * found.trace.visual_tokens[0])
+    drawn = overlay_uris(picture(), found.trace.images[0])
+    assert {"Kept tokens", "Tile budgets", "Fused"} <= {panel["title"] for panel in drawn}
+    assert all((panel["thumbnail"] is None) or found.trace.images[0].layout.thumbnail for panel in drawn)
 
 
 # What people do to their models

@@ -39,8 +39,9 @@ class TextModel:
             )
         layers = getattr(config, "layer_types", None) or ()
         mistral = config.model_type == "mistral" and config.sliding_window is not None
-        self.window = config.sliding_window if "sliding_attention" in layers else None
-        if (self.window is not None and config.model_type not in WINDOWED) or mistral:
+        windowed = "sliding_attention" in layers or mistral
+        self.window = config.sliding_window if windowed else None
+        if windowed and config.model_type not in WINDOWED:
             raise UnsupportedModelError(
                 "Sliding-window attention cannot be pruned exactly: a window counts tokens, and pruning removes some. "
                 "Use a checkpoint without it (use_sliding_window=false; for Mistral sliding_window=null)."

@@ -1,6 +1,7 @@
 """One question, with all visual tokens and pruned: answers, prefill times, cache sizes."""
 
 import contextlib
+import inspect
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,11 +77,13 @@ def compare(
     text = {name: value for name, value in inputs.items() if name != "pixel_values"}
     encode, encoded = 0.0, {}
     if pictures:
+        wanted = inspect.signature(model.get_image_features).parameters
+        shown = {name: value for name, value in inputs.items() if name in wanted}
         with pruner(model, processor):
             features: dict[str, Any] = {}
 
             def run_encoder() -> None:
-                features["image"] = model.get_image_features(inputs["pixel_values"], return_dict=True)
+                features["image"] = model.get_image_features(**shown, return_dict=True)
 
             encode = seconds(run_encoder, model.device)
             encoded = {"mm_encoder_outputs": features}

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..adapters import adapter_for
+from ..adapters.internvl import InternVLAdapter
 from ..evaluation import Cell, Examiner, batches, draw_sample, plan
 from ..evaluation.baselines import DOWNSAMPLE
 from ..evaluation.samples import SPLITS
@@ -77,10 +78,15 @@ def evaluate(
             done = read_cells(out, settings)
     torch.set_num_threads(threads)
     loaded, processor = load(model, device=device)
+    adapter = adapter_for(loaded)
+    if not isinstance(adapter, InternVLAdapter):
+        raise ValueError(
+            f"--model must be an InternVL: the tasks are drawn for its tiles. Got {adapter.family}; use ptp run or ptp bench."
+        )
     finished = {cell.key: cell for cell in done}
     console = Console()
     pruning = [contender for contender in contenders.values() if contender.method != DOWNSAMPLE]
-    told = told_ratios(pruning, [ratio for ratio in ratios if ratio < 1], match, len(adapter_for(loaded).layers), console)
+    told = told_ratios(pruning, [ratio for ratio in ratios if ratio < 1], match, len(adapter.layers), console)
     planned = plan(list(contenders.values()), ratios, names)
     cells = [finished.get(cell.key, cell) for cell in planned if told.get(cell.key[1:], 1.0) is not None]
     bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

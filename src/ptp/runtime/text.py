@@ -70,9 +70,10 @@ class TextReader:
     def _with_states(self, call: Call, layer: int, hidden: Tensor, places: Tensor, span: Span, picture: Picture) -> Picture:
         @cache
         def states() -> Tensor:
+            first, last = int(span.positions[0]), int(span.positions[-1])
+            if not call.pruned and bool((span.positions.diff() == 1).all()):  # nothing has left, in order: no need to copy
+                return hidden[span.row, first : last + 1]
             here = span.positions.to(hidden.device)
-            if not call.pruned and bool((here.diff() == 1).all()):  # nothing has left, in order: no need to copy
-                return hidden[span.row, here[0] : here[-1] + 1]
             return hidden[span.row, places[span.row, here[picture.alive.to(here.device)]]]
 
         def text() -> Tensor:
