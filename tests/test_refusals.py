@@ -2,6 +2,7 @@
 
 import math
 
+import families
 import pytest
 import torch
 from conftest import encode, picture, prompt, small_model, tokenizer
@@ -59,6 +60,15 @@ def test_a_model_without_pictures_is_refused():
         ptp.attach(text, ptp.PyramidPruner())
     with pytest.raises(ptp.UnsupportedModelError, match="None is not supported"):
         ptp.attach(torch.nn.Linear(2, 2), ptp.PyramidPruner())
+
+
+def test_windows_are_not_left_to_an_attention_that_counts_tokens(monkeypatch):
+    family = families.FAMILIES["gemma3"]
+    model, inputs = families.model_of(family), families.encode(family, ([families.picture()], "What is it?"))
+    with ptp.PyramidPruner()(model, families.tokenizer()), monkeypatch.context() as patch:
+        patch.setattr(model.config.text_config, "_attn_implementation_internal", "flash_attention_2")
+        with pytest.raises(ptp.UnsupportedModelError, match="under eager or sdpa attention, got 'flash_attention_2'"):
+            model(**inputs)
 
 
 def test_sliding_windows_are_refused(monkeypatch):

@@ -20,7 +20,7 @@ OPENING, CLOSING, AROUND_IMAGE = (7, 8), 9, (10, 11)
 FIRST_WORD, LAST_WORD = 16, 400
 """Words are token ids from one up to the other; below are the markers."""
 ASKED = "What is written on the red sign next to the blue circle, and how many signs are there in all?"
-PROMPT_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids")
+PROMPT_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 
 
 @dataclass(frozen=True)

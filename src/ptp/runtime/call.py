@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import Cache
 
 from ..adapters import Span
-from ..errors import UnsupportedModelError
 from ..selection import Selection
 from .compaction import Slots, compact, take
 from .picture import Picture
@@ -92,17 +91,8 @@ class Call:
         self.pruned = True
         return slots
 
-    def shorten_mask(self, mask: Any) -> Tensor:
-        """A layer's own mask (B or 1, 1, S, S), at the slots of the current sequence; layers of a kind share it.
-
-        Raises:
-            UnsupportedModelError: the attention takes no such mask.
-        """
-        if not (isinstance(mask, Tensor) and mask.dim() == 4):
-            raise UnsupportedModelError(
-                "A model with sliding windows can be pruned under eager or sdpa attention only. Load it with "
-                'attn_implementation="sdpa".'
-            )
+    def shorten_mask(self, mask: Tensor) -> Tensor:
+        """A layer's own mask (B or 1, 1, S, S), at the slots of the current sequence; layers of a kind share it."""
         if id(mask) not in self.shortened:
             index, valid = self.slots.index.to(mask.device), self.slots.valid.to(mask.device)
             past = self.past.shape[1]

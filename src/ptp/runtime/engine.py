@@ -146,7 +146,13 @@ class Engine:
     ) -> None:
         if input_ids is None:
             raise ValueError("Pictures need input_ids, so that their tokens can be found. Pass input_ids, not inputs_embeds.")
-        check_cache(cache, self.adapter.text.window is not None)
+        windowed, attention = self.adapter.text.window is not None, self.adapter.text.config._attn_implementation
+        if windowed and attention not in ("eager", "sdpa"):
+            raise UnsupportedModelError(
+                f"A model with sliding windows can be pruned under eager or sdpa attention, got {attention!r}. Load it with "
+                'attn_implementation="sdpa".'
+            )
+        check_cache(cache, windowed)
         if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
             raise ValueError(
                 "attention_mask must be (B, S) while visual tokens are pruned. Pass the processor's mask unchanged."
@@ -206,10 +212,7 @@ class Engine:
             if not call.pruned:
                 return None
             changed = {name: call.shorten(kwargs.get(name)) for name in ("position_ids", "position_embeddings")}
-            windowed = self.adapter.text.window is not None
-            changed["attention_mask"] = (
-                call.shorten_mask(kwargs["attention_mask"]) if windowed else self._mask(call, number, hidden)
-            )
+            changed["attention_mask"] = self._mask(call, number, hidden, kwargs.get("attention_mask"))
             if args:
                 return (hidden, *args[1:]), kwargs | changed
             return args, kwargs | changed | {"hidden_states": hidden}
@@ -260,8 +263,14 @@ class Engine:
             compact_cache(call.cache, stage.layer, call.past.shape[1], slots.index)
         return take(hidden, slots.index, dim=1)
 
-    def _mask(self, call: Call, layer: int, hidden: Tensor) -> Any:
-        """The causal mask of the current sequence, for the model's attention; made once per stage."""
+    def _mask(self, call: Call, layer: int, hidden: Tensor, own: Any) -> Any:
+        """The mask of the current sequence, for the model's attention; made once per stage.
+
+        Args:
+            own: The layer's. With sliding windows there may be more in it than what is causal; None is nothing more.
+        """
+        if self.adapter.text.window is not None and own is not None:
+            return call.shorten_mask(own)
         if "mask" not in call.shortened:
             mask = None
             if call.slots.padded or not bool(call.past.all()):
