@@ -13,7 +13,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 ROWS_PER_CHUNK = 128
-"""Rows of attention scored at a time, so that a long prompt or a large picture costs no more memory than a small one."""
+"""Instruction rows scored at a time, so that a long prompt costs no more memory than a short one."""
+RECEIVED_FROM = 128
+"""Patches that speak for all of a large tile in `received_attention`."""
+GOLDEN = (5**0.5 - 1) / 2
 TINY = 1e-12
 """Smallest norm divided by."""
 NEIGHBOURS = 64
@@ -40,7 +43,7 @@ def cls_attention(queries: Tensor, keys: Tensor, scale: float | None = None) -> 
 
 
 def received_attention(queries: Tensor, keys: Tensor, scale: float | None = None) -> Tensor:
-    """Score each patch by the mean attention it receives from all patches of its tile (encoders without [CLS]).
+    """Score each patch by the mean attention it receives from the patches of its tile (encoders without [CLS]).
 
     Args:
         queries, keys: (T, H, P, D) of one vision layer.
@@ -49,15 +52,17 @@ def received_attention(queries: Tensor, keys: Tensor, scale: float | None = None
     Returns:
         (T, P) float32 in [0, 1]; a row sums to 1.
 
-    Our choice; the paper (arXiv 2509.15704) only treats encoders with [CLS]. `ROWS_PER_CHUNK` patches of one tile are
-    scored at a time: their P weights each are held, never P x P of them. The products grow with P * P, as the layer's own do.
+    Our choice; the paper (arXiv 2509.15704) only treats encoders with [CLS]. Of more than twice `RECEIVED_FROM` patches, so
+    many speak for all, spread evenly: all of them cost as much as half of the layer's attention, a fifth of a whole prefill
+    where a picture is encoded in one piece; and the cost grows linearly with P.
     """
-    factor = scale or queries.shape[-1] ** -0.5
-    received = []
-    for q, k in zip(queries.float(), keys.float(), strict=True):
-        rows = ((part @ k.mT * factor).softmax(dim=-1).sum(dim=(0, 1)) for part in q.split(ROWS_PER_CHUNK, dim=1))
-        received.append(sum(rows, start=k.new_zeros(k.shape[1])) / (q.shape[0] * q.shape[1]))
-    return torch.stack(received)
+    patches = queries.shape[2]
+    if patches > 2 * RECEIVED_FROM:
+        spread = torch.arange(RECEIVED_FROM, dtype=torch.float64) * GOLDEN % 1  # even along rows and along columns
+        queries = queries[:, :, (spread * patches).long().unique().to(queries.device)]
+    q, k = queries.float(), keys.float()
+    weights = (q @ k.mT * (scale or q.shape[-1] ** -0.5)).softmax(dim=-1)  # (T, H, at most 2 * RECEIVED_FROM, P)
+    return weights.mean(dim=(1, 2))
 
 
 def pool_pixel_shuffle(scores: Tensor, factor: int) -> Tensor:
