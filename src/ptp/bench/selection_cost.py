@@ -120,7 +120,8 @@ def _choose(adapter: Adapter, model: Any, pruner: Pruner, signals: Signals) -> N
     """Score a picture and select at every stage, as a prefill would."""
     picture, text = look(adapter, pruner.vision_layers, signals), adapter.text
     for stage in pruner.stages(len(adapter.layers)):
-        states = signals.states[picture.alive]
+        everything = len(picture.alive) == len(signals.states)
+        states = signals.states if everything else signals.states[picture.alive]  # the runtime copies nothing either
         relevance = cache(partial(_relevance, adapter, pruner, stage.layer, states, picture.alive, signals))
         picture = replace(
             picture, read_relevance=relevance, read_states=lambda: states, read_text=lambda: signals.text,  # noqa: B023
