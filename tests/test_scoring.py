@@ -35,15 +35,15 @@ def test_in_a_large_tile_patches_spread_evenly_speak_for_all(side):
     torch.manual_seed(0)
     patches = side * side
     queries, keys = torch.randn(1, 2, patches, 8), torch.randn(1, 2, patches, 8)
-    asked = sorted({int(i * (5**0.5 - 1) / 2 % 1 * patches) for i in range(128)})
-    assert 120 <= len(asked) <= 128
-    for places in ([p // side for p in asked], [p % side for p in asked]):  # no row or column of the tile is left out for long
-        counts = torch.bincount(torch.tensor(places) * 9 // side, minlength=9)
-        assert counts.min() >= 6 and counts.max() <= 22
+    chance = torch.rand(64, generator=torch.Generator().manual_seed(0)).tolist()
+    asked = [int((i + chance[i]) * patches / 64) for i in range(64)]
+    for places in ([p // side for p in asked], [p % side for p in asked]):  # no part of the tile is left out
+        counts = torch.bincount(torch.tensor(places) * 8 // side, minlength=8)
+        assert counts.min() >= 3 and counts.max() <= 15
     weights = (queries[0, :, asked] @ keys[0].mT * 8**-0.5).softmax(dim=-1)
     torch.testing.assert_close(scoring.received_attention(queries, keys)[0], weights.mean(dim=(0, 1)))
     everyone = (queries[0] @ keys[0].mT * 8**-0.5).softmax(dim=-1).mean(dim=(0, 1))
-    assert torch.corrcoef(torch.stack([weights.mean(dim=(0, 1)), everyone]))[0, 1] > 0.8, "on noise, where nothing stands out"
+    assert torch.corrcoef(torch.stack([weights.mean(dim=(0, 1)), everyone]))[0, 1] > 0.6, "on noise, where nothing stands out"
 
 
 def test_pooling_follows_the_pixel_shuffle():

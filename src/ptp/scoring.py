@@ -14,9 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 ROWS_PER_CHUNK = 128
 """Instruction rows scored at a time, so that a long prompt costs no more memory than a short one."""
-RECEIVED_FROM = 128
+RECEIVED_FROM = 64
 """Patches that speak for all of a large tile in `received_attention`."""
-GOLDEN = (5**0.5 - 1) / 2
 TINY = 1e-12
 """Smallest norm divided by."""
 NEIGHBOURS = 64
@@ -52,14 +51,15 @@ def received_attention(queries: Tensor, keys: Tensor, scale: float | None = None
     Returns:
         (T, P) float32 in [0, 1]; a row sums to 1.
 
-    Our choice; the paper (arXiv 2509.15704) only treats encoders with [CLS]. Of more than twice `RECEIVED_FROM` patches, so
-    many speak for all, spread evenly: all of them cost as much as half of the layer's attention, a fifth of a whole prefill
-    where a picture is encoded in one piece; and the cost grows linearly with P.
+    Our choice; the paper (arXiv 2509.15704) only treats encoders with [CLS]. Of more than twice `RECEIVED_FROM` patches so many
+    speak for all, one from each stretch of the same length, and the cost grows linearly with P. All of them cost as much as
+    half of the layer's attention: a fifth of a whole prefill where a picture is encoded in one piece.
     """
     patches = queries.shape[2]
     if patches > 2 * RECEIVED_FROM:
-        spread = torch.arange(RECEIVED_FROM, dtype=torch.float64) * GOLDEN % 1  # even along rows and along columns
-        queries = queries[:, :, (spread * patches).long().unique().to(queries.device)]
+        chance = torch.rand(RECEIVED_FROM, generator=torch.Generator().manual_seed(0))  # always the same
+        places = ((torch.arange(RECEIVED_FROM) + chance) * patches / RECEIVED_FROM).long()
+        queries = queries[:, :, places.to(queries.device)]
     q, k = queries.float(), keys.float()
     weights = (q @ k.mT * (scale or q.shape[-1] ** -0.5)).softmax(dim=-1)  # (T, H, at most 2 * RECEIVED_FROM, P)
     return weights.mean(dim=(1, 2))
