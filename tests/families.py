@@ -9,7 +9,7 @@ from conftest import TEXT_LAYERS
 from PIL import Image
 from torch import Tensor
 
-from ptp.bench.families import FAMILIES, Family, Scale, token_id, tokenizer
+from ptp.bench.families import FAMILIES, MARKERS, Family, Scale, token_id, tokenizer
 
 __all__ = ["FAMILIES", "SIZES", "SMALL", "Family", "encode", "model_of", "photo", "picture", "token_id", "tokenizer"]
 
@@ -51,7 +51,9 @@ def model_of(family: Family, attention: str = "sdpa") -> Any:
                 parameter.mul_(2.0)
             if "qkv.weight" in name:
                 parameter[: 2 * parameter.shape[1]].mul_(2.0)
-    model.generation_config.eos_token_id = None  # random answers have no end
+        for marker in MARKERS:
+            model.lm_head.weight[token_id(marker)] = 0.0  # random answers hold no pictures
+    model.generation_config.eos_token_id = None  # nor do they end
     model.generation_config.pad_token_id = token_id("<|endoftext|>")
     return model
 
