@@ -191,9 +191,10 @@ class Adapter(ABC):
             ValueError: the image tokens do not fit the pictures.
         """
 
-    @abstractmethod
     def vision_attention(self, layer: int) -> QueryKey:
-        """Where the queries and keys of a vision layer are; layers count from 0."""
+        """Where the queries and keys of a vision layer are; layers count from 0. The default is CLIP's and SigLIP's."""
+        attention = self.vision.encoder.layers[layer].self_attn
+        return QueryKey(attention.q_proj, attention.k_proj, attention.num_heads, attention.scale)
 
     @abstractmethod
     def vision_embeddings(self) -> nn.Module:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..scoring import pool_pixel_shuffle
-from .base import Adapter, QueryKey, Span, runs, tiled
+from .base import Adapter, Span, runs, tiled
 from .text import TextModel
 
 
@@ -46,10 +46,6 @@ class Gemma3Adapter(Adapter):
                 )
             spans.append(Span(row, torch.arange(start, end), (unit,), layout))
         return spans
-
-    def vision_attention(self, layer: int) -> QueryKey:
-        attention = self.vision.encoder.layers[layer].self_attn
-        return QueryKey(attention.q_proj, attention.k_proj, attention.num_heads, attention.scale)
 
     def vision_embeddings(self) -> nn.Module:
         return self.vision.post_layernorm

@@ -19,7 +19,7 @@ from transformers.image_processing_utils import get_patch_output_size, select_be
 from transformers.image_utils import ChannelDimension
 
 from ..errors import UnsupportedModelError
-from .base import Adapter, Layout, QueryKey, Span, Tile, share_out
+from .base import Adapter, Layout, Span, Tile, share_out
 from .text import TextModel
 
 
@@ -144,10 +144,6 @@ class LlavaAdapter(Adapter):
             begin, end = ((tile * size + (end - tile * self.side) * patch - pad) / shown for end in ends)
             found.append((first, last, begin, end))
         return found
-
-    def vision_attention(self, layer: int) -> QueryKey:
-        attention = self.vision.encoder.layers[layer].self_attn
-        return QueryKey(attention.q_proj, attention.k_proj, attention.num_heads, attention.scale)
 
     def vision_embeddings(self) -> nn.Module:
         return self.vision.encoder.layers[self.vision_depth - 1]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..scoring import pool_pixel_shuffle
-from .base import Adapter, Layout, QueryKey, Span, runs, tiled
+from .base import Adapter, Layout, Span, runs, tiled
 from .text import TextModel
 
 
@@ -64,7 +64,10 @@ class SmolVLMAdapter(Adapter):
             around = input_ids[row, last]
             columns = next((n for n, (_, b) in enumerate(tiles[:-1], 1) if input_ids[row, b] != around), 1)
             if (len(tiles) - 1) % columns:
-                raise ValueError(f"A picture must have as many tiles in each line, got {len(tiles) - 1} in lines of {columns}.")
+                raise ValueError(
+                    f"A picture must have as many tiles in each line, got {len(tiles) - 1} in lines of {columns}. Build the "
+                    "prompt with the model's own processor."
+                )
             places = torch.cat([torch.arange(*tile) for tile in tiles])
             units = tuple(range(first, first + len(tiles)))
             spans.append(Span(row, places, units, self._layout(columns, len(tiles) - 1)))
@@ -74,10 +77,6 @@ class SmolVLMAdapter(Adapter):
     def _layout(self, columns: int, tiles: int) -> Layout:
         grid = (columns, tiles // columns) if tiles else (1, 1)
         return tiled(grid, self.side, self.side, thumbnail=tiles > 0)
-
-    def vision_attention(self, layer: int) -> QueryKey:
-        attention = self.vision.encoder.layers[layer].self_attn
-        return QueryKey(attention.q_proj, attention.k_proj, attention.num_heads, attention.scale)
 
     def vision_embeddings(self) -> nn.Module:
         return self.vision.post_layernorm
