@@ -286,6 +286,7 @@ def drop_a_weight(directory):
     ("spoil", "message"),
     [
         (edit(lambda c: c.update(model_type="llava")), "got model_type 'llava'"),
+        (edit(lambda c: c.pop("llm_config")), "must have llm_config, and has not"),
         (edit(lambda c: c.update(template="vicuna")), "template must be one of internlm2-chat"),
         (edit(lambda c: c.update(ps_version="v1")), "ps_version must be 'v2', got 'v1'"),
         (edit(lambda c: c["llm_config"].update(architectures=["GemmaForCausalLM"])), "got 'GemmaForCausalLM'"),

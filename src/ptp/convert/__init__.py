@@ -36,7 +36,7 @@ def convert(source: str | Path, target: str | Path, advance: Callable[[str], Non
     original = _read_config(source)
     advance("Tokenizer")
     processor = convert_processor(source, original)
-    config = convert_config(original, processor.image_token_id, _tile_tokens(original))
+    config = convert_config(original, processor.image_token_id, processor.image_seq_length)
     advance("Weights")
     with torch.device("meta"):
         model = InternVLForConditionalGeneration(config)
@@ -63,10 +63,7 @@ def _read_config(source: Path) -> dict[str, Any]:
             f"INPUT_DIR must hold an InternVL checkpoint in its authors' format (model_type internvl_chat), got model_type "
             f"{original.get('model_type')!r}. Checkpoints in the Hugging Face format need no conversion."
         )
+    missing = [name for name in ("vision_config", "llm_config") if not isinstance(original.get(name), dict)]
+    if missing:
+        raise ValueError(f"{str(path)!r} must have {' and '.join(missing)}, and has not. Download it again.")
     return original
-
-
-def _tile_tokens(original: dict[str, Any]) -> int:
-    vision = original["vision_config"]
-    side = original.get("force_image_size") or vision["image_size"]
-    return int((side // vision["patch_size"] * original.get("downsample_ratio", 0.5)) ** 2)
