@@ -22,12 +22,12 @@ MAX_NEW_TOKENS = 4
 
 @dataclass
 class Cell:
-    """Results of one task, method and keep ratio: one entry per picture, in the order of the samples' numbers.
+    """Results of one task, method and keep ratio.
 
     Attributes:
-        right: Whether the answer was right.
-        answers: The right answers.
-        evidence: Share of the evidence's visual tokens kept (tiles only); None where there is no evidence.
+        right: Whether the answer was right, per picture, in the order of the samples' numbers.
+        answers: The right answers, likewise.
+        evidence: Mean share of the evidence's visual tokens kept (tiles only); None where no picture has evidence.
         kept, total: Visual tokens after and before, summed.
         average: Visual tokens averaged over the language model's layers, summed.
         seconds: Time it took, encoding of the pictures not counted.
@@ -38,7 +38,7 @@ class Cell:
     keep_ratio: float
     right: list[bool] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
-    evidence: list[float | None] = field(default_factory=list)
+    evidence: float | None = None
     kept: int = 0
     average: float = 0.0
     total: int = 0
@@ -111,10 +111,10 @@ class Examiner:
                 share = self._evidence_kept(sample, example, mine)
                 results[sample.number] = (text.strip() == example.answer, example.answer, share)
             advance(len(batch))
-        for _, (right, answer, share) in sorted(results.items()):
-            cell.right.append(right)
-            cell.answers.append(answer)
-            cell.evidence.append(share)
+        in_order = [result for _, result in sorted(results.items())]
+        cell.right, cell.answers = [right for right, _, _ in in_order], [answer for _, answer, _ in in_order]
+        shares = [share for _, _, share in in_order if share is not None]
+        cell.evidence = sum(shares) / len(shares) if shares else None
 
     def _visual_tokens(self, prompt: dict[str, Tensor]) -> int:
         return int((prompt["input_ids"] == self.model.config.image_token_id).sum())
@@ -124,7 +124,7 @@ class Examiner:
         if not example.evidence or image is None or len(image.sizes) != columns * rows + 1:
             return None  # a model of other tiles than the picture was drawn for: where the evidence is, is not known
         tokens = evidence_tokens(example.evidence, sample.scene.grid, self.model.config.image_seq_length)
-        return round(len(tokens & set(image.kept.tolist())) / len(tokens), 4)
+        return len(tokens & set(image.kept.tolist())) / len(tokens)
 
     def _prompt(self, index: int, task: str, tiles: int | None = None) -> dict[str, Tensor]:
         """Token ids and mask of one question about each picture of a batch, cut into at most `tiles` tiles."""

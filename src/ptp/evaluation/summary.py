@@ -66,7 +66,7 @@ def rows(cells: Sequence[Cell], tasks: Sequence[str]) -> list[dict[str, Any]]:
         return []
     full = [by_key[task, FULL, 1.0] for task in tasks]
     base = np.mean([cell.right for cell in full], axis=0)
-    majority = [Cell(c.task, MAJORITY, 0.0, _majority(c.answers), c.answers, [None] * len(c.answers), total=1) for c in full]
+    majority = [Cell(c.task, MAJORITY, 0.0, _majority(c.answers), c.answers, total=1) for c in full]
     by_key |= {cell.key: cell for cell in majority}
     table = []
     for method, keep in dict.fromkeys((cell.method, cell.keep_ratio) for cell in by_key.values()):
@@ -74,7 +74,6 @@ def rows(cells: Sequence[Cell], tasks: Sequence[str]) -> list[dict[str, Any]]:
         if len(mine) < len(tasks):
             continue
         ratio, low, high = relative(np.mean([cell.right for cell in mine], axis=0), base)
-        evidence = {cell.task: [share for share in cell.evidence if share is not None] for cell in mine}
         table.append(
             {
                 "method": method,
@@ -86,7 +85,7 @@ def rows(cells: Sequence[Cell], tasks: Sequence[str]) -> list[dict[str, Any]]:
                 "mean": float(np.mean([cell.right for cell in mine])),
                 "relative": ratio,
                 "relative_interval": (low, high),
-                "evidence": {task: float(np.mean(shares)) if shares else None for task, shares in evidence.items()},
+                "evidence": {cell.task: cell.evidence for cell in mine},
                 "seconds_per_answer": sum(cell.seconds for cell in mine) / sum(len(cell.right) for cell in mine),
             }
         )
