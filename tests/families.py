@@ -10,8 +10,15 @@ from PIL import Image
 from torch import Tensor
 
 from ptp.bench.families import FAMILIES, MARKERS, Family, Scale, token_id, tokenizer
+from ptp.methods import METHODS
+from ptp.pruner import Pruner
+from ptp.runtime import Trace
 
-__all__ = ["FAMILIES", "SIZES", "SMALL", "Family", "encode", "model_of", "photo", "picture", "token_id", "tokenizer"]
+__all__ = ["FAMILIES", "Family", "token_id", "tokenizer"]
+
+QUESTION = "What is on the red circle?"
+WINDOW = 56
+"""Side in pixels of the regions of a picture that is not cut into tiles."""
 
 TEXT = dict(
     hidden_size=48,
@@ -66,3 +73,13 @@ def photo(seed: int, size: tuple[int, int]) -> Image.Image:
 
 def picture(number: int = 0) -> Image.Image:
     return photo(number, SIZES[number])
+
+
+def pruner(name: str = "pyramid", **settings: Any) -> Pruner:
+    return METHODS[name](**{"keep_ratio": 0.3, "window": WINDOW, **settings})
+
+
+def prune(model: Any, inputs: dict[str, Tensor], method: Pruner, **call: Any) -> tuple[Any, Trace]:
+    """The output of a prefill and its trace."""
+    with torch.no_grad(), method(model, tokenizer()) as trace:
+        return model(**inputs, **call), trace

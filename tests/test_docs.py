@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from families import SMALL, token_id, tokenizer
-from test_families import blinded
+from masking import blinded
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.processing_llava import LlavaProcessor

@@ -1,0 +1,121 @@
+"""Several turns on one cache, for every model family."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from families import QUESTION, encode, model_of, picture, pruner, tokenizer
+from masking import blinded, drops, extended, watch
+from transformers import DynamicCache
+
+from ptp.adapters import adapter_for
+from ptp.adapters.instruction import turn_markers
+
+MORE = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+"""Inputs with an entry per token."""
+
+
+def second_turn(model, first, second):
+    """Both turns' tokens as one prompt, and what the model is given in the second turn, beside the cache of the first."""
+    whole = {name: torch.cat([first[name], second[name]], dim=1) for name in MORE if name in first}
+    new = {"input_ids": second["input_ids"], "attention_mask": whole["attention_mask"]}
+    new |= {name: value for name, value in second.items() if name not in MORE or name == "token_type_ids"}
+    if "image_grid_thw" in first:
+        grids = torch.cat([first["image_grid_thw"], second["image_grid_thw"]])
+        positions, _ = model.model.get_rope_index(**whole, image_grid_thw=grids)
+        new["position_ids"] = positions[..., first["input_ids"].shape[1] :]
+    return whole, new
+
+
+def both_pictures(first, second, whole):
+    """The inputs of two turns with a picture each as one prompt."""
+    made = dict(whole)
+    for name in first.keys() - set(MORE):
+        one, other = first[name], second[name]
+        if name in ("pixel_values", "pixel_attention_mask") and "image_sizes" not in first and one.dim() > 4 - ("mask" in name):
+            made[name] = torch.cat([one, other], dim=1)  # tiles of a row follow each other
+            continue
+        if name == "pixel_values" and one.dim() == 5:  # padded to as many tiles
+            most = max(one.shape[1], other.shape[1])
+            one, other = (F.pad(x, (0, 0) * 3 + (0, most - x.shape[1])) for x in (one, other))
+        made[name] = torch.cat([one, other])
+    return made
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_second_question_goes_on_from_what_was_kept(monkeypatch, family, layer):
+    """Through generate, with the whole conversation's ids and the first turn's cache."""
+    model, method = model_of(family), pruner(prune_layer=layer)
+    first, cache = encode(family, ([picture()], QUESTION)), DynamicCache()
+    selections = watch(monkeypatch, method)
+    with method(model, tokenizer()) as trace:
+        ids = model.generate(**first, past_key_values=cache, max_new_tokens=3, do_sample=False)
+        (dropped,) = drops(first, trace, selections).values()
+        more = tokenizer()("<|im_end|>\n<|im_start|>user\nAnd what?<|im_end|>\n", return_tensors="pt").input_ids
+        length = first["input_ids"].shape[1]
+        whole = extended(first, torch.cat([ids[:, length:], more], dim=1))
+        told = {name: value for name, value in whole.items() if "pixel" not in name and "image" not in name}
+        output = model.generate(
+            **told, past_key_values=cache, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+    for step in range(3):
+        longer = extended(whole, output.sequences[:, -3:][:, :step])
+        gone = F.pad(dropped, (0, longer["input_ids"].shape[1] - length))
+        with torch.no_grad(), blinded(model, longer["attention_mask"].bool(), ({layer: gone}, length)):
+            logits = model(**longer).logits[0, -1]
+        torch.testing.assert_close(output.logits[step][0], logits, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("method", [pruner(), pruner(prune_layer=2), pruner("fastv"), pruner("deft")])
+def test_a_new_picture_in_a_later_turn_is_pruned_by_itself(monkeypatch, family, method):
+    model = model_of(family)
+    first, second = encode(family, ([picture()], QUESTION)), encode(family, ([picture(1)], "And what here?"))
+    length, cache = first["input_ids"].shape[1], DynamicCache()
+    whole, new = second_turn(model, first, second)
+    selections = watch(monkeypatch, method)
+    with torch.no_grad(), method(model, tokenizer()) as trace:
+        model(**first, past_key_values=cache)
+        gone = drops(first, trace, selections)
+        selections.clear()
+        output = model(**new, past_key_values=cache)
+        assert len(trace.images) == 1 and trace.sequence_length[0] == whole["input_ids"].shape[1]
+        gone = {layer: F.pad(tokens, (0, second["input_ids"].shape[1])) for layer, tokens in gone.items()}
+        later = drops(whole, trace, selections)
+        word = torch.full((1, 1), 40)
+        place = new["position_ids"].amax(dim=(0, 2))[:, None] + 1 if "position_ids" in new else None
+        decoded = model(input_ids=word, past_key_values=cache, position_ids=place).logits
+    assert all(
+        (tokens & (whole["input_ids"] == adapter_for(model).image_token_id) == tokens).all() for tokens in later.values()
+    )
+    both = both_pictures(first, second, whole) | {"input_ids": torch.cat([whole["input_ids"], word], dim=1)}
+    both |= {name: F.pad(whole[name], (0, 1), value=name == "attention_mask") for name in whole if name != "input_ids"}
+    gone, later = ({layer: F.pad(tokens, (0, 1)) for layer, tokens in one.items()} for one in (gone, later))
+    with (
+        torch.no_grad(),
+        blinded(model, both["attention_mask"].bool(), (gone, length), (later, both["input_ids"].shape[1] - 1)),
+    ):
+        expected = model(**both).logits
+    stays = ~later[max(later)][0, length:-1]
+    torch.testing.assert_close(output.logits, expected[:, length:-1][:, stays], atol=1e-4, rtol=0)
+    torch.testing.assert_close(decoded, expected[:, -1:], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_scores_in_a_later_turn_equal_the_loop(monkeypatch, family, layer):
+    """What the second question attends to, over all that it still sees of the first turn."""
+    method = pruner(prune_layer=layer, relevance="attention", budgets="tile", diversity=0.0)
+    first, second = encode(family, ([picture(2)], "Read it.")), encode(family, ([picture(1)], QUESTION))
+    length, cache, model = first["input_ids"].shape[1], DynamicCache(), model_of(family, "eager")
+    whole, new = second_turn(model, first, second)
+    selections = watch(monkeypatch, method)
+    with torch.no_grad(), method(model, tokenizer()) as trace:
+        model(**first, past_key_values=cache)
+        gone = drops(first, trace, selections)
+        model(**new, past_key_values=cache)
+    (image,) = trace.images
+    gone = {at: F.pad(tokens, (0, second["input_ids"].shape[1])) for at, tokens in gone.items()}
+    with torch.no_grad(), blinded(model, whole["attention_mask"].bool(), (gone, length)):
+        both = both_pictures(first, second, whole)
+        maps = model(**both, output_attentions=True).attentions[max(layer - 1, 0)][0].mean(dim=0)
+    asked = turn_markers(tokenizer()).mask(second["input_ids"], second["attention_mask"])[0].nonzero()[:, 0] + length
+    relevance = torch.tensor([max(float(maps[i, place]) for i in asked) for place in image.positions])
+    torch.testing.assert_close(image.scores["instruction"], relevance, atol=1e-4, rtol=0)

@@ -1,0 +1,100 @@
+"""What people do with their models, of every family: beams, pieces, quantised weights, compilation, `ptp run`."""
+
+import copy
+
+import accelerate
+import pytest
+import torch
+import torchao
+from families import FAMILIES, QUESTION, encode, model_of, picture, processor_of, prune, pruner, tokenizer
+from masking import assert_dropping_equals_masking
+
+import ptp
+from ptp.adapters import adapter_for
+from ptp.bench.measure import compare
+from ptp.report.overlay import overlay_uris
+from ptp.tiny.model import CHAT_TEMPLATE
+
+
+def test_beams_share_the_pruned_pictures(family):
+    model, method = model_of(family), pruner()
+    prompts = [([picture(1), picture()], "Read it."), ([picture(2)], QUESTION)]
+    with method(model, tokenizer()) as trace:
+        together = model.generate(**encode(family, *prompts), max_new_tokens=3, num_beams=2, do_sample=False)
+        assert [image.row for image in trace.images] == [0, 0, 1, 1, 2, 3]
+        for row, one in enumerate(prompts):
+            alone = model.generate(**encode(family, one), max_new_tokens=3, num_beams=2, do_sample=False)
+            assert together[row, -3:].tolist() == alone[0, -3:].tolist()
+
+
+def test_ptp_run_takes_any_family(family):
+    """Two answers and two times, from a picture and a question through the processor's chat template."""
+    processor = copy.copy(processor_of(family))
+    processor.chat_template = CHAT_TEMPLATE.replace("<IMG_CONTEXT>", family.image)
+    found = compare(model_of(family), processor, [picture()], QUESTION, pruner(), max_new_tokens=2, rounds=1)
+    assert len(found.trace.images) == 1 and found.trace.visual_tokens[1] == round(0.3 * found.trace.visual_tokens[0])
+    drawn = overlay_uris(picture(), found.trace.images[0])
+    assert {"Kept tokens", "Tile budgets", "Fused"} <= {panel["title"] for panel in drawn}
+    assert all((panel["thumbnail"] is None) or found.trace.images[0].layout.thumbnail for panel in drawn)
+
+
+def test_a_model_in_pieces_prunes_the_same(family):
+    """Weights held elsewhere and brought in module by module, as device_map does when a model does not fit."""
+    if family.name == "idefics3":
+        pytest.skip("transformers' Idefics3 itself compares with a weight that is not there, pruned or not")
+    whole, inputs = model_of(family), encode(family, ([picture()], QUESTION))
+    expected, trace = prune(whole, inputs, pruner(prune_layer=2))
+    pieces = accelerate.cpu_offload(copy.deepcopy(whole), execution_device=torch.device("cpu"))
+    output, other = prune(pieces, inputs, pruner(prune_layer=2))
+    assert other.images[0].kept.tolist() == trace.images[0].kept.tolist()
+    torch.testing.assert_close(output.logits, expected.logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_quantised_weights_are_pruned_exactly(monkeypatch, family, layer):
+    """Eight-bit linear layers in the language model: dropping is still masking."""
+    model, inputs = copy.deepcopy(model_of(family)), encode(family, ([picture()], QUESTION))
+    torchao.quantization.quantize_(adapter_for(model).text.model, torchao.quantization.Int8WeightOnlyConfig())
+    method = pruner(prune_layer=layer)
+    assert_dropping_equals_masking(monkeypatch, model, inputs, method)
+
+
+@pytest.fixture
+def compiler():
+    """A fresh compiler; it says nothing and starts afresh for whoever comes next."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_compiled_model_is_pruned_and_decodes_the_same(family, when, compiler):
+    """Language model and encoder compiled before the pruner is attached, and used; or after."""
+    model, inputs = copy.deepcopy(model_of(family)), encode(family, ([picture()], QUESTION))
+    method, adapter = pruner(prune_layer=2), adapter_for(model)
+    with method(model, tokenizer()) as trace:
+        expected = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    kept = trace.images[0].kept.tolist()
+    if when == "before":
+        adapter.text.model.compile(backend="eager")
+        adapter.vision.compile(backend="eager")
+        model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    with method(model, tokenizer()) as trace:
+        if when == "after":
+            adapter.text.model.compile(backend="eager")
+            adapter.vision.compile(backend="eager")
+        assert model.generate(**inputs, max_new_tokens=4, do_sample=False).tolist() == expected.tolist()
+        assert trace.images[0].kept.tolist() == kept
+
+
+def test_a_model_compiled_as_a_whole_is_refused(compiler):
+    family = FAMILIES["internvl"]
+    model, inputs = copy.deepcopy(model_of(family)), encode(family, ([picture()], QUESTION))
+    with pytest.raises(ptp.UnsupportedModelError, match="compiled as a whole"):
+        ptp.attach(torch.compile(model, backend="eager"), pruner(), tokenizer())
+    with torch.no_grad(), pruner()(model, tokenizer()):
+        model.compile(backend="eager")
+        with pytest.raises(ptp.UnsupportedModelError, match="compiled as a whole"):
+            model(**inputs)
+    with pytest.raises(ptp.UnsupportedModelError, match="compiled as a whole"):
+        ptp.attach(model, pruner(), tokenizer())
