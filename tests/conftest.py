@@ -21,7 +21,7 @@ from ptp.tiny.model import IMAGE_TOKEN, build_image_processor, build_tokenizer
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
-TEXT_MODELS = ("qwen2", "qwen3", "llama")
+TEXT_MODELS = ("qwen2", "qwen3", "llama", "phi3")
 TEXT_LAYERS = 4
 
 

@@ -1,16 +1,19 @@
 """The language-model half of every family: its layers, their queries and keys, their rotary positions."""
 
 import sys
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 
 TEXT_MODELS = (
-    "qwen2", "qwen3", "qwen3_moe", "llama", "mistral", "gemma3_text", "qwen2_5_vl_text", "qwen3_vl_text", "qwen3_vl_moe_text",
+    "qwen2", "qwen3", "qwen3_moe", "llama", "mistral", "phi3", "gemma3_text", "qwen2_5_vl_text", "qwen3_vl_text",
+    "qwen3_vl_moe_text",
 )  # fmt: skip
-"""Text models whose attention is q_proj / k_proj (/ q_norm / k_norm per head) with rotary positions."""
+"""Text models whose attention is q_proj / k_proj (/ q_norm / k_norm per head), or one qkv_proj, with rotary positions."""
+UNTYPED = ("mistral", "phi3")
+"""Those whose config has no layer_types: where a sliding window is set, every layer has it."""
 WINDOWED = ("gemma3_text",)
 """Those whose sliding windows are understood: they count places in the unpruned sequence, whatever has left."""
 
@@ -38,20 +41,20 @@ class TextModel:
                 f"{family} with text model {config.model_type!r} is not supported. Supported: {', '.join(TEXT_MODELS)}."
             )
         layers = getattr(config, "layer_types", None) or ()
-        mistral = config.model_type == "mistral" and config.sliding_window is not None
-        windowed = "sliding_attention" in layers or mistral
+        everywhere = config.model_type in UNTYPED and config.sliding_window is not None
+        windowed = "sliding_attention" in layers or everywhere
         self.window = config.sliding_window if windowed else None
         if windowed and config.model_type not in WINDOWED:
             raise UnsupportedModelError(
                 "Sliding-window attention cannot be pruned exactly: a window counts tokens, and pruning removes some. "
-                "Use a checkpoint without it (use_sliding_window=false; for Mistral sliding_window=null)."
+                "Use a checkpoint without it (use_sliding_window=false; for Mistral and Phi-3 sliding_window=null)."
             )
         self.model, self.layers, self.config = model, model.layers, config
 
     def projections(self, layer: int) -> tuple[nn.Module, nn.Module]:
-        """The modules that put out the queries and keys of a layer, before norms and positions."""
+        """The modules that put out the queries and keys of a layer, before norms and positions; one that puts out both."""
         attention = self.layers[layer].self_attn
-        return attention.q_proj, attention.k_proj
+        return (attention.qkv_proj,) * 2 if hasattr(attention, "qkv_proj") else (attention.q_proj, attention.k_proj)
 
     def project(self, layer: int, rows: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Run only these modules.
@@ -72,25 +75,29 @@ class TextModel:
         return given if self.window is None else self.model.rotary_emb(hidden, places, self.config.layer_types[layer])
 
     def queries(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(B, H, R, D) of what `q_proj` put out, at its positions."""
-        return self._rotate(self._split(layer, projected, "q_norm"), cos, sin)
+        """(B, H, R, D) of what their projection put out, at its positions."""
+        return self._rotate(self._heads(layer, projected, "q"), cos, sin)
 
     def keys(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(B, H / g, S, D) of what `k_proj` put out, at its positions."""
-        return self._rotate(self._split(layer, projected, "k_norm"), cos, sin)
+        """(B, H / g, S, D) of what their projection put out, at its positions."""
+        return self._rotate(self._heads(layer, projected, "k"), cos, sin)
 
     def plain_keys(self, layer: int, projected: Tensor) -> Tensor:
         """(B, S, H / g * D): keys before rotary positions."""
-        return self._split(layer, projected, "k_norm").transpose(1, 2).flatten(2)
+        return self._heads(layer, projected, "k").transpose(1, 2).flatten(2)
 
     def scale(self, layer: int) -> float:
         """The factor on the dot products."""
         return self.layers[layer].self_attn.scaling
 
-    def _split(self, layer: int, projected: Tensor, norm: str) -> Tensor:
+    def _heads(self, layer: int, projected: Tensor, part: Literal["q", "k"]) -> Tensor:
         attention = self.layers[layer].self_attn
         states = projected.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
-        return getattr(attention, norm)(states) if hasattr(attention, norm) else states
+        if hasattr(attention, "qkv_proj"):
+            queries, keys = self.config.num_attention_heads, self.config.num_key_value_heads
+            states = states[:, :queries] if part == "q" else states[:, queries : queries + keys]
+        norm = getattr(attention, f"{part}_norm", None)
+        return states if norm is None else norm(states)
 
     def _rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         modeling = sys.modules[type(self.layers[0].self_attn).__module__]
