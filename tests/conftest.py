@@ -21,7 +21,15 @@ from ptp.tiny.model import IMAGE_TOKEN, build_image_processor, build_tokenizer
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
-TEXT_MODELS = ("qwen2", "qwen3", "llama", "phi3")
+TEXT_MODELS: dict[str, dict] = {
+    "qwen2": {},
+    "qwen3": {},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "phi3": {},
+}
+"""Text models, and what their configurations need to be small."""
 TEXT_LAYERS = 4
 
 
@@ -49,7 +57,7 @@ def small_model(text: str = "qwen2", attention: str = "sdpa", **vision) -> Inter
         text_config=dict(
             model_type=text, hidden_size=48, num_hidden_layers=TEXT_LAYERS, num_attention_heads=4, num_key_value_heads=2,
             head_dim=12, intermediate_size=96, vocab_size=len(tokenizer()), max_position_embeddings=2048,
-            eos_token_id=eos, pad_token_id=pad, bos_token_id=None,
+            eos_token_id=eos, pad_token_id=pad, bos_token_id=None, **TEXT_MODELS[text],
         ),
         image_token_id=tokenizer().convert_tokens_to_ids(IMAGE_TOKEN),
         image_seq_length=16,
@@ -131,7 +139,7 @@ def dropped_tokens(trace, inputs) -> Tensor:
     return dropped
 
 
-@pytest.fixture(params=TEXT_MODELS)
+@pytest.fixture(params=list(TEXT_MODELS))
 def model(request):
     return small_model(request.param)
 

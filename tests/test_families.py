@@ -1,17 +1,30 @@
 """The seven oracles of the design for every model family, and the budgets of every method and setting."""
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from families import QUESTION, encode, model_of, picture, prune, pruner, tokenizer
+from families import FAMILIES, QUESTION, encode, model_of, picture, prune, pruner, tokenizer
 from masking import assert_dropping_equals_masking, blinded, drops, extended, watch
 from saliency_loops import token_saliency
+from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
 from ptp.adapters import adapter_for
 from ptp.adapters.instruction import turn_markers
 from ptp.methods import METHODS
+
+
+def with_experts(scale):
+    """The configuration of a Qwen3-VL as that of its mixture of experts."""
+    settings = FAMILIES["qwen3-vl"].config(scale).to_dict()
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    text = settings["text_config"] | experts | {"model_type": "qwen3_vl_moe_text"}
+    vision = settings["vision_config"] | {"model_type": "qwen3_vl_moe"}
+    ids = {name: value for name, value in settings.items() if name.endswith("_token_id")}
+    return Qwen3VLMoeConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, **ids)
+
 
 # 1. Mask equivalence
 
@@ -33,6 +46,15 @@ def test_dropping_equals_masking_under_eager(monkeypatch, family, layer):
     trace = assert_dropping_equals_masking(monkeypatch, model, inputs, method)
     _, other = prune(model_of(family), inputs, method)
     assert other.images[0].kept.tolist() == trace.images[0].kept.tolist()
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_dropping_equals_masking_with_experts(monkeypatch, layer):
+    """Qwen3-VL with a mixture of experts: what is routed is what is kept, and DeepStack finds its tokens."""
+    family = FAMILIES["qwen3-vl"]
+    model = model_of(replace(family, name="qwen3-vl-moe", model_class=Qwen3VLMoeForConditionalGeneration, config=with_experts))
+    inputs = encode(family, ([picture()], QUESTION))
+    assert_dropping_equals_masking(monkeypatch, model, inputs, pruner(prune_layer=layer))
 
 
 # 2. keep_ratio = 1
