@@ -32,18 +32,57 @@ def video_inputs(family: Family, frames: int = 3, rows: int = 4, columns: int = 
     }
 
 
+def numbered_frames(family: Family, frames: int = 3) -> dict:
+    """The same as InternVL has it: a frame is a picture of one tile, and its processor numbers them in the prompt."""
+    processor = processor_of(family)
+    pixels = torch.randn(frames, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    shown = processor.replace_video_token({"pixel_values_videos": [pixels]}, 0)
+    ids = tokenizer()(f"<|im_start|>user\n{shown}\nAnd here?<|im_end|>\n", return_tensors="pt").input_ids
+    first = encode(family, ([picture(2)], QUESTION))
+    return {
+        "input_ids": torch.cat([first["input_ids"], ids], dim=1),
+        "attention_mask": torch.ones(1, first["input_ids"].shape[1] + ids.shape[1], dtype=torch.long),
+        "pixel_values": torch.cat([first["pixel_values"], pixels]),
+    }
+
+
 @pytest.mark.parametrize("name", ["pyramid", "fastv", "hired", "random"])
-@pytest.mark.parametrize("video_family", ["qwen2.5-vl", "qwen3-vl"])
+@pytest.mark.parametrize("video_family", ["internvl", "qwen2.5-vl", "qwen3-vl"])
 def test_a_video_is_a_picture_whose_regions_are_frames(monkeypatch, video_family, name):
     family = FAMILIES[video_family]
-    model, inputs, method = model_of(family), video_inputs(family), pruner(name)
+    inputs, size = (numbered_frames(family), 16) if video_family == "internvl" else (video_inputs(family), 6)
+    model, method = model_of(family), pruner(name)
     trace = assert_dropping_equals_masking(monkeypatch, model, inputs, method)
     still, video = trace.images
-    assert video.sizes == (6, 6, 6) and video.layout.video and len(video.kept) == round(0.3 * 18) and not still.layout.video
-    assert "18 -> 5 visual tokens, 3 frames" in str(trace)
+    assert video.sizes == (size,) * 3 and video.layout.video and not still.layout.video
+    kept = round(0.3 * 3 * size)
+    assert len(video.kept) == kept and f"{3 * size} -> {kept} visual tokens, 3 frames" in str(trace)
     with method(model, tokenizer()) as trace:
         tokens = model.generate(**inputs, max_new_tokens=2, num_beams=2, do_sample=False)
         assert tokens.shape[1] == inputs["input_ids"].shape[1] + 2 and len(trace.images) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "videos"),
+    [
+        ("Frame1: {}\nFrame2: {}\nFrame3: {}\n", [3]),
+        ("Frame1: {}\nFrame2: {}\nFrame1: {}\nFrame2: {}\n", [2, 2]),
+        ("Frame1: {}\nFrame3: {}\n", [1, 1]),
+        ("Image-1: {}\nImage-2: {}\n", [1, 1]),
+        ("{}\n{}\n", [1, 1]),
+    ],
+)
+def test_frames_are_what_the_prompt_numbers(text, videos):
+    """InternVL; without a tokenizer the text cannot be read, and frames are pictures like others."""
+    family = FAMILIES["internvl"]
+    model, frame = model_of(family), f"<img>{'<IMG_CONTEXT>' * 16}</img>"
+    ids = tokenizer()(text.format(*[frame] * sum(videos)), return_tensors="pt").input_ids
+    pixels = torch.randn(sum(videos), 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    for known, expected in ((tokenizer(), videos), (None, [1] * sum(videos))):
+        with torch.no_grad(), pruner(alpha=0)(model, known) as trace:
+            model(input_ids=ids, pixel_values=pixels)
+        assert [len(image.sizes) for image in trace.images] == expected
+        assert [image.layout.video for image in trace.images] == [frames > 1 for frames in expected]
 
 
 def test_videos_are_refused_where_they_cannot_be_pruned():

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .adapters import adapter_for
-from .adapters.instruction import find_markers
+from .adapters.instruction import TurnMarkers, find_markers
+from .adapters.tokenizer import reader
 from .runtime import Engine, Picture, Trace
 from .selection import Selection, check_keep_ratio
 
@@ -94,8 +95,8 @@ class Pruner:
 
         Args:
             model: A Hugging Face model of a supported family.
-            processor: Its processor or tokenizer, for the instruction tokens; None uses the tokenizer saved with
-                the weights.
+            processor: Its processor or tokenizer, for the instruction tokens and the frames of videos; None uses the
+                tokenizer saved with the weights.
 
         Yields:
             The `Trace` of the newest prefill.
@@ -162,7 +163,7 @@ def attach(model: PreTrainedModel, pruner: Pruner, processor: Any | None = None)
     """Prune every prefill of `model` from now on, until `handle.remove()`. Arguments and errors as `Pruner.__call__`."""
     if model in _attached:
         raise ValueError("The model is already being pruned. Leave that context, or call remove() on its handle, first.")
-    adapter = adapter_for(model)
+    adapter = adapter_for(model, reader(model, None if isinstance(processor, TurnMarkers) else processor))
     layers = len(adapter.layers)
     previous = -1
     for stage in pruner.stages(layers):

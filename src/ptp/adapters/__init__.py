@@ -1,5 +1,7 @@
 """Model families. `adapter_for` finds the one that fits a model."""
 
+from collections.abc import Callable
+
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
@@ -49,11 +51,16 @@ def check_model_type(model_type: str | None) -> type[Adapter]:
     )
 
 
-def adapter_for(model: PreTrainedModel) -> Adapter:
+def adapter_for(model: PreTrainedModel, read: Callable[[list[int]], str] = lambda ids: "") -> Adapter:
     """Look at a model the way its family wants.
+
+    Args:
+        read: Gives the text of ids; empty where the tokenizer is not known.
 
     Raises:
         UnsupportedModelError: the family, or this variant of it, cannot be pruned exactly.
     """
     config = getattr(model, "config", None)
-    return check_model_type(getattr(config, "model_type", None))(model)
+    adapter = check_model_type(getattr(config, "model_type", None))(model)
+    adapter.read = read
+    return adapter

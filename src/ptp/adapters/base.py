@@ -1,7 +1,7 @@
 """What the runtime must know of a model family: where its tiles, [CLS], patches, text and layers are."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -156,6 +156,7 @@ class Adapter(ABC):
         text: The language model.
         image_token_id: The id that stands for a visual token of a picture in a prompt.
         has_cls: Whether index 0 of a vision sequence is [CLS].
+        read: Gives the text of a list of ids; empty where the tokenizer is not known. `adapter_for` sets it.
         late_features: Names of the language model's arguments that hold the mask of visual tokens and the features added
             to them after its first layers (DeepStack); None where there are none.
 
@@ -173,6 +174,7 @@ class Adapter(ABC):
     text: TextModel
     image_token_id: int
     has_cls: bool
+    read: Callable[[list[int]], str]
 
     @abstractmethod
     def __init__(self, model: PreTrainedModel) -> None:

@@ -1,14 +1,14 @@
 """Which tokens of a prompt are the user's instruction."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
+
+from .tokenizer import find_tokenizer
 
 PROBE = "instruction"
 
@@ -82,23 +82,13 @@ def find_markers(model: PreTrainedModel, processor: Any | None) -> TurnMarkers:
     """
     if isinstance(processor, TurnMarkers):
         return processor
-    if processor is not None:
-        return turn_markers(getattr(processor, "tokenizer", processor))
-    try:
-        return _saved_markers(model.name_or_path)
-    except (OSError, ValueError) as error:
+    tokenizer = find_tokenizer(model, processor)
+    if tokenizer is None:
         raise ValueError(
             "alpha > 0 needs to know which tokens are the instruction, and the model comes without a tokenizer. "
             "Pass processor=... (or a tokenizer) next to the model, or use alpha=0."
-        ) from error
-
-
-@lru_cache(maxsize=8)
-def _saved_markers(name: str) -> TurnMarkers:
-    if not name:
-        raise ValueError("the model was not loaded from anywhere")
-    # Never a download: attaching to a model must not wait for a network.
-    return turn_markers(AutoTokenizer.from_pretrained(os.fspath(name), local_files_only=True))
+        )
+    return turn_markers(tokenizer)
 
 
 def pad_rows(mask: Tensor) -> tuple[Tensor, Tensor]:

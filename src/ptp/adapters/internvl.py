@@ -1,5 +1,6 @@
 """InternVL 2.5 / 3 / 3.5 in the Hugging Face format (`InternVLForConditionalGeneration`)."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,9 +13,18 @@ from ..scoring import pool_pixel_shuffle
 from .base import Adapter, Layout, QueryKey, Span, runs, tiled
 from .text import TextModel
 
+FRAME = re.compile(r"Frame-?(\d+):\s*(<\S+>)?\s*$")
+"""What is written before a frame of a video, counted from 1; an opening marker stands between it and the frame."""
+FRAME_IDS = 16
+"""Ids that are enough for it."""
+
 
 class InternVLAdapter(Adapter):
-    """Tiles in raster order with the thumbnail last; [CLS] first; visual tokens by 2 x 2 pixel shuffle."""
+    """Tiles in raster order with the thumbnail last; [CLS] first; visual tokens by 2 x 2 pixel shuffle.
+
+    The model is given the frames of a video as pictures of one tile. The prompt numbers them ("Frame1: ", "Frame2: "); where
+    its text can be read they are one picture, whose regions they are.
+    """
 
     family = "InternVL"
     model_types = ("internvl",)
@@ -34,7 +44,7 @@ class InternVLAdapter(Adapter):
         self.columns, self.rows = width // self.factor, height // self.factor
 
     def locate(self, input_ids: Tensor, tokens: Tensor, about: Any, pixels: Sequence[Tensor]) -> list[Span]:
-        """Every unbroken run of image tokens is one picture; `<img>` and `</img>` keep neighbours apart."""
+        """Every unbroken run of image tokens is a picture, or a frame; `<img>` and `</img>` keep neighbours apart."""
         spans, first = [], 0
         per_tile = self.columns * self.rows
         for row, start, end in runs(tokens):
@@ -48,7 +58,28 @@ class InternVLAdapter(Adapter):
             first += tiles
             layout = self._layout([pixels[unit] for unit in units])
             spans.append(Span(row, torch.arange(start, end), units, layout))
-        return spans
+        return self._with_videos(input_ids, spans)
+
+    def _with_videos(self, input_ids: Tensor, spans: list[Span]) -> list[Span]:
+        """Frames that are numbered one after another in a row become one span."""
+        if sum(len(span.units) == 1 for span in spans) < 2:
+            return spans
+        groups: list[list[Span]] = []
+        previous = 0
+        for span in spans:
+            number = self._frame_number(input_ids[span.row], span)
+            if number > 1 and number == previous + 1 and groups[-1][0].row == span.row:
+                groups[-1].append(span)
+            else:
+                groups.append([span])
+            previous = number
+        return [group[0] if len(group) == 1 else _video(group) for group in groups]
+
+    def _frame_number(self, ids: Tensor, span: Span) -> int:
+        """Which frame of a video a picture is by what is written before it; 0 where it is none."""
+        start = int(span.positions[0])
+        found = FRAME.search(self.read(ids[max(0, start - FRAME_IDS) : start].tolist())) if len(span.units) == 1 else None
+        return int(found[1]) if found else 0
 
     def _layout(self, pixels: list[Tensor]) -> Layout:
         """The model is not told the grid, so it is read off the pixels: the layout whose mosaic matches the thumbnail.
@@ -82,3 +113,9 @@ class InternVLAdapter(Adapter):
 
     def pool(self, scores: Sequence[Tensor], span: Span) -> Tensor:
         return pool_pixel_shuffle(torch.stack(list(scores)), self.factor).flatten()
+
+
+def _video(frames: list[Span]) -> Span:
+    tiles = tuple(tile for frame in frames for tile in frame.layout.tiles)
+    units = tuple(unit for frame in frames for unit in frame.units)
+    return Span(frames[0].row, torch.cat([frame.positions for frame in frames]), units, Layout(tiles, video=True))
