@@ -26,9 +26,11 @@ TEXT = dict(
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=12,
-    intermediate_size=96,
+    intermediate_size=128,
 )
 SMALL = Scale(hidden=32, layers=3, heads=2, mlp=64, text=TEXT, real=False)
+WIDER = Scale(hidden=64, layers=3, heads=2, mlp=128, text=TEXT | dict(hidden_size=64, head_dim=16), real=False)
+"""For weights that are quantised in blocks of 64."""
 SIZES = ((300, 200), (120, 260), (100, 100))
 """(width, height) of pictures to try a family on."""
 
@@ -44,9 +46,9 @@ def encode(family: Family, *prompts: tuple[list[Image.Image], str]) -> dict[str,
 
 
 @cache
-def model_of(family: Family, attention: str = "sdpa") -> Any:
+def model_of(family: Family, attention: str = "sdpa", wider: bool = False) -> Any:
     """The small model; the same weights under every attention."""
-    model = family.build(SMALL, attention=attention)
+    model = family.build(WIDER if wider else SMALL, attention=attention)
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):

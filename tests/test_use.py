@@ -3,11 +3,13 @@
 import copy
 
 import accelerate
+import bitsandbytes
 import pytest
 import torch
 import torchao
 from families import FAMILIES, QUESTION, encode, model_of, picture, processor_of, prune, pruner, tokenizer
 from masking import assert_dropping_equals_masking
+from transformers import BitsAndBytesConfig
 
 import ptp
 from ptp.adapters import adapter_for
@@ -57,6 +59,18 @@ def test_quantised_weights_are_pruned_exactly(monkeypatch, family, layer):
     torchao.quantization.quantize_(adapter_for(model).text.model, torchao.quantization.Int8WeightOnlyConfig())
     method = pruner(prune_layer=layer)
     assert_dropping_equals_masking(monkeypatch, model, inputs, method)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_checkpoint_loaded_in_four_bits_is_pruned_exactly(monkeypatch, tmp_path, family, layer):
+    """bitsandbytes' NF4 in the language model, the projector and the encoder, as from_pretrained loads them."""
+    whole = model_of(family, wider=True)
+    whole.save_pretrained(tmp_path)
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    model = type(whole).from_pretrained(tmp_path, quantization_config=four, dtype=torch.float32, device_map="cpu")
+    assert any(isinstance(module, bitsandbytes.nn.Linear4bit) for module in adapter_for(model).vision.modules())
+    inputs = encode(family, ([picture()], QUESTION))
+    assert_dropping_equals_masking(monkeypatch, model, inputs, pruner(prune_layer=layer))
 
 
 @pytest.fixture

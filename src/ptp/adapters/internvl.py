@@ -28,7 +28,7 @@ class InternVLAdapter(Adapter):
 
     family = "InternVL"
     model_types = ("internvl",)
-    regions = "tiles and thumbnail"
+    regions = "tiles and thumbnail; videos: frames"
     saliency = "[CLS]"
     has_cls = True
 

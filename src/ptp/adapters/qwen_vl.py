@@ -42,7 +42,7 @@ class QwenVLAdapter(Adapter):
 
     family = "Qwen2.5-VL / Qwen3-VL"
     model_types = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
-    regions = "windows of about 448 px"
+    regions = "windows of about 448 px; videos: frames"
     saliency = "received"
     has_cls = False
 
