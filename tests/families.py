@@ -78,7 +78,10 @@ def picture(number: int = 0) -> Image.Image:
 
 
 def pruner(name: str = "pyramid", **settings: Any) -> Pruner:
-    return METHODS[name](**{"keep_ratio": 0.3, "window": WINDOW, **settings})
+    """A method, "pyramid"; or at another layer than its own, "pyramid at 2"."""
+    name, _, layer = name.partition(" at ")
+    at = {"prune_layer": int(layer)} if layer else {}
+    return METHODS[name](**{"keep_ratio": 0.3, "window": WINDOW, **at, **settings})
 
 
 def prune(model: Any, inputs: dict[str, Tensor], method: Pruner, **call: Any) -> tuple[Any, Trace]:
