@@ -52,6 +52,12 @@ def test_layers_are_checked_against_the_model(settings, message):
         pass
 
 
+@pytest.mark.parametrize("alpha", [0, 0.5])
+def test_what_is_no_processor_is_refused(alpha):
+    with pytest.raises(ValueError, match="processor must be the model's processor or tokenizer, got str"):
+        ptp.attach(small_model(), ptp.PyramidPruner(alpha=alpha), "photo.jpg")
+
+
 def test_a_model_without_pictures_is_refused():
     text = AutoModelForCausalLM.from_config(
         Qwen2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=50)
