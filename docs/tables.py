@@ -99,7 +99,7 @@ def methods() -> str:
     cells = {(row["method"], row["keep_ratio"]): row for row in rows}
     lines: dict[str, list[str]] = {}
     for method in dict.fromkeys(row["method"] for row in rows):
-        line = [f"`{method}`"]
+        line = ["`pyramid`, as published" if method == PUBLISHED else f"`{method}`"]
         for keep in ratios:
             row = cells.get((method, keep))
             text = "{:.1f} % [{:.1f}, {:.1f}]"
