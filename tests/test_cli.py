@@ -1,17 +1,17 @@
-"""The command as a user runs it: a process of its own, bad input included."""
+"""The command as a user runs it, bad input included."""
 
 import json
 import os
 import resource
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ptp.cli import main
 from ptp.methods import METHODS
 from ptp.tiny.demo import load_demo
 from ptp.tiny.drawing import draw_scene
@@ -121,23 +121,30 @@ OTHER = {
 CASES = {name: (["run", *arguments, *QUESTION], message) for name, (arguments, message) in BAD.items()} | OTHER
 
 
-@pytest.fixture(scope="module")
-def results(folder):
-    """Every bad call, two at a time: most of a call is importing torch. Nothing in the folder may change."""
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    with ThreadPoolExecutor(2) as pool:
-        done = dict(zip(CASES, pool.map(lambda case: ptp(*case[0], cwd=folder), CASES.values()), strict=True))
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    return done
+def assert_refused(case: str, code: int, out: str, err: str) -> None:
+    """One line on stderr, exit code 2."""
+    lines = err.strip().splitlines()
+    assert code == 2 and not out, out + err
+    assert len(lines) == 1 and lines[0].startswith("ptp: ") and CASES[case][1] in lines[0], err
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_one_line_and_exit_code_2(results, case):
-    result = results[case]
-    assert result.returncode == 2, result.stderr
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("ptp: ") and CASES[case][1] in lines[0], result.stderr
-    assert not result.stdout
+def test_bad_input_is_one_line_and_exit_code_2(folder, monkeypatch, capfd, case):
+    """Without a process of its own: most of a call is importing torch. Nothing in the folder may change."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(sys, "argv", ["ptp", *CASES[case][0]])
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert_refused(case, stopped.value.code, *capfd.readouterr())
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize("case", ["missing", "eval task", "bench preset", "demo page exists", "unknown command"])
+def test_nothing_that_is_imported_adds_to_the_line(folder, case):
+    result = ptp(*CASES[case][0], cwd=folder)
+    assert_refused(case, result.returncode, result.stdout, result.stderr)
 
 
 @pytest.mark.parametrize("name", ["good.jpg", "cmyk.jpg", "16bit.png", "alpha.png", "rotated.jpg"])
