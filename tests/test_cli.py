@@ -103,7 +103,10 @@ OTHER = {
     "no question": (["run", "good.jpg"], "Pass one with -q"),
     "eval task": (["eval", "--tasks", "singing"], "--tasks must be among read, color"),
     "eval method": (["eval", "--methods", "magic"], "Method must be one of pyramid, random"),
-    "eval setting": (["eval", "--methods", "pyramid:beta=1"], "Settings of pyramid are window, alpha"),
+    "eval setting": (
+        ["eval", "--methods", "pyramid:beta=1"],
+        "Settings of pyramid are window, ",
+    ),
     "eval value": (["eval", "--methods", "pyramid:alpha=2"], "alpha must be in"),
     "eval ratios": (["eval", "--keep", "0.5,many"], "--keep must be numbers"),
     "eval match": (["eval", "--match", "median"], "--match must be one of final, average"),

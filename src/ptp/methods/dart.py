@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..pruner import Pruner, Stage
+from ..pruner import Stage
 from ..runtime import Picture
 from ..selection import Selection, total_budget
+from .layers import PrunesAtLayer
 
 
 @dataclass(frozen=True, kw_only=True)
-class DARTPruner(Pruner):
+class DARTPruner(PrunesAtLayer):
     """Keeps pivots and, for each pivot in turn, the tokens least similar to it.
 
     Rule (section 4): at a shallow layer, pivots are the tokens whose keys have the largest L1 norm; every pivot then adds an
@@ -22,7 +23,6 @@ class DARTPruner(Pruner):
 
     Attributes:
         pivots: How many.
-        prune_layer: Tokens leave at the input of this language-model layer.
     """
 
     pivots: int = 8
@@ -32,9 +32,6 @@ class DARTPruner(Pruner):
         super().__post_init__()
         if not isinstance(self.pivots, int) or self.pivots < 1:
             raise ValueError(f"pivots must be a positive number, got {self.pivots!r}. The paper takes 8.")
-
-    def stages(self, layers: int) -> tuple[Stage, ...]:
-        return (Stage(self.prune_layer, self.keep_ratio),)
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         total = total_budget(stage.keep_ratio, picture.tokens)

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ..pruner import Pruner, Stage
+from ..pruner import Stage
 from ..runtime import Picture
 from ..selection import Selection, even_budgets, keep_alive, keep_best, total_budget
+from .layers import ReadsVisionLayer
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeFTPruner(Pruner):
+class DeFTPruner(ReadsVisionLayer):
     """Two stages: by [CLS] attention before the language model, with a reserve; by the instruction at half depth.
 
     Our reading of the published description, no code being available: the first stage keeps `1 + reserve` times
@@ -18,11 +19,9 @@ class DeFTPruner(Pruner):
 
     Attributes:
         reserve: Tokens that the second stage may choose from, beyond those it keeps, as a share of these.
-        vision_layer: Vision layer whose attention is read.
     """
 
     reserve: float = 0.5
-    vision_layer: int = -1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -34,10 +33,6 @@ class DeFTPruner(Pruner):
     def stages(self, layers: int) -> tuple[Stage, ...]:
         first = Stage(0, min(1.0, (1 + self.reserve) * self.keep_ratio))
         return (first, Stage(layers // 2, self.keep_ratio)) if layers > 1 else (first,)
-
-    @property
-    def vision_layers(self) -> tuple[int, ...]:
-        return (self.vision_layer,)
 
     @property
     def text_rows(self) -> Literal["instruction", "last"] | None:

@@ -2,27 +2,19 @@
 
 from dataclasses import dataclass
 
-from ..pruner import Pruner, Stage
+from ..pruner import Stage
 from ..runtime import Picture
 from ..selection import Selection, even_budgets, keep_best, total_budget
+from .layers import ReadsVisionLayer
 
 
 @dataclass(frozen=True, kw_only=True)
-class FasterVLMPruner(Pruner):
+class FasterVLMPruner(ReadsVisionLayer):
     """Each tile keeps the tokens that its [CLS] attends to most; all tiles keep the same share.
 
     Rule: rank by [CLS] attention in the vision encoder, averaged over heads, and keep the top (section 3.2). Before the
     language model. A high-resolution picture is pruned tile by tile, as its encoder sees it.
-
-    Attributes:
-        vision_layer: Vision layer whose attention is read.
     """
-
-    vision_layer: int = -1
-
-    @property
-    def vision_layers(self) -> tuple[int, ...]:
-        return (self.vision_layer,)
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         scores = picture.attention

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ..pruner import Pruner, Stage
+from ..pruner import Stage
 from ..runtime import Picture
 from ..selection import Selection, keep_best, total_budget
+from .layers import PrunesAtLayer
 
 
 @dataclass(frozen=True, kw_only=True)
-class FastVPruner(Pruner):
+class FastVPruner(PrunesAtLayer):
     """Keeps the visual tokens that get most attention in the layer below `prune_layer`.
 
     Rule (section 4): after layer K, rank by attention received, averaged over heads, and drop the lowest. As in the
@@ -20,9 +21,6 @@ class FastVPruner(Pruner):
     """
 
     prune_layer: int = 2
-
-    def stages(self, layers: int) -> tuple[Stage, ...]:
-        return (Stage(self.prune_layer, self.keep_ratio),)
 
     @property
     def text_rows(self) -> Literal["instruction", "last"] | None:

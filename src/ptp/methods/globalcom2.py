@@ -5,14 +5,15 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..pruner import Pruner, Stage
+from ..pruner import Stage
 from ..runtime import Picture
 from ..selection import Selection, even_budgets, keep_best, tile_budgets, total_budget
+from .layers import ReadsVisionLayer
 from .regions import overview_attention
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlobalCom2Pruner(Pruner):
+class GlobalCom2Pruner(ReadsVisionLayer):
     """Tiles that the thumbnail attends to keep more; tokens by their own tile's attention and the thumbnail's.
 
     Rule (section 3): a tile's ratio is R (1 + sigma - mean sigma), sigma = softmax over tiles of the thumbnail's [CLS]
@@ -25,20 +26,14 @@ class GlobalCom2Pruner(Pruner):
 
     Attributes:
         temperature: Of the softmax over tiles; the default is that of the authors' code.
-        vision_layer: Vision layer whose attention is read.
     """
 
     temperature: float = 10.0
-    vision_layer: int = -1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature must be a positive number, got {self.temperature}. Smaller is sharper; try 10.")
-
-    @property
-    def vision_layers(self) -> tuple[int, ...]:
-        return (self.vision_layer,)
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         local, total, sizes = picture.attention, total_budget(stage.keep_ratio, picture.tokens), picture.sizes

@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 
-from ..pruner import Pruner, Stage
+from ..pruner import Stage
 from ..runtime import Picture
 from ..selection import Selection, check_share, keep_best, tile_budgets, total_budget
+from .layers import ReadsVisionLayer
 from .regions import overview_attention
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiREDPruner(Pruner):
+class HiREDPruner(ReadsVisionLayer):
     """Tiles with more visual content keep more; in each, the tokens that [CLS] attends to most.
 
     Rule (section 4): the thumbnail gets the share `alpha` of the budget; each tile gets of the rest the share of the
@@ -21,12 +22,11 @@ class HiREDPruner(Pruner):
 
     Attributes:
         alpha: Share of the budget that the thumbnail gets; the default is that of the authors' scripts.
-        early_layer, vision_layer: Vision layers that decide about tiles and tokens.
+        early_layer: Vision layer that decides about tiles; `vision_layer` decides about tokens.
     """
 
     alpha: float = 0.5
     early_layer: int = 0
-    vision_layer: int = -1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from .. import scoring
-from ..pruner import Pruner, Stage
+from ..pruner import Stage
 from ..runtime import Picture
 from ..selection import Selection, check_share, keep_best, tile_budgets, total_budget
+from .layers import PrunesAtLayer, ReadsVisionLayer
 from .regions import check_region, region_shares
 
 Relevance = Literal["attention", "similarity", "both"]
@@ -18,7 +19,7 @@ CHOICES = {"relevance": get_args(Relevance), "normalize": get_args(Scope), "budg
 
 
 @dataclass(frozen=True, kw_only=True)
-class PyramidPruner(Pruner):
+class PyramidPruner(PrunesAtLayer, ReadsVisionLayer):
     """Keeps what is salient in the picture and what the instruction asks for, and nothing twice.
 
     The paper fixes the three levels, alpha = 0.5 and the maximum over instruction tokens; the other settings are our
@@ -49,7 +50,6 @@ class PyramidPruner(Pruner):
     """
 
     alpha: float = 0.5
-    prune_layer: int = 0
     relevance: Relevance | None = None
     region: str = "thumbnail_attention"
     region_alpha: float | None = None
@@ -58,7 +58,6 @@ class PyramidPruner(Pruner):
     thumbnail_keep: float | None = None
     diversity: float = 0.5
     normalize: Scope = "picture"
-    vision_layer: int = -1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,10 +73,6 @@ class PyramidPruner(Pruner):
         for name, choices in CHOICES.items():
             if (value := getattr(self, name)) not in choices and (value is not None or name != "relevance"):
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}. Choose one of these.")
-        for name in ("prune_layer", "vision_layer"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or (name == "prune_layer" and value < 0):
-                raise ValueError(f"{name} must be a layer number, got {value!r}. Layers count from 0.")
 
     @classmethod
     def published(cls, **settings: Any) -> "PyramidPruner":
@@ -94,13 +89,6 @@ class PyramidPruner(Pruner):
         """
         paper = {"alpha": 0.5, "prune_layer": 2, "relevance": "attention", "region": "cls_similarity", "region_alpha": 0.0}
         return cls(**{**paper, "budgets": "tile", "diversity": 0.0, **settings})
-
-    def stages(self, layers: int) -> tuple[Stage, ...]:
-        return (Stage(self.prune_layer, self.keep_ratio),)
-
-    @property
-    def vision_layers(self) -> tuple[int, ...]:
-        return (self.vision_layer,)
 
     @property
     def text_rows(self) -> Literal["instruction", "last"] | None:

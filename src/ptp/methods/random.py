@@ -4,24 +4,23 @@ from dataclasses import dataclass
 
 import torch
 
-from ..pruner import Pruner, Stage
+from ..pruner import Stage
 from ..runtime import Picture
 from ..selection import Selection, keep_best, tile_budgets, total_budget
+from .layers import PrunesAtLayer
 from .regions import check_region, region_shares
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomPruner(Pruner):
+class RandomPruner(PrunesAtLayer):
     """Keeps a uniformly random subset of each picture's visual tokens.
 
     Attributes:
-        prune_layer: Language-model layer whose input loses tokens; 0 is before the language model.
         seed: Same seed, same picture, same subset.
         region: A region saliency of `PyramidPruner` that shares the budget over the tiles, for measuring what the region
             level does alone; None ignores tiles.
     """
 
-    prune_layer: int = 0
     seed: int = 0
     region: str | None = None
 
@@ -33,9 +32,6 @@ class RandomPruner(Pruner):
     @property
     def vision_layers(self) -> tuple[int, ...]:
         return () if self.region is None else (-1,)
-
-    def stages(self, layers: int) -> tuple[Stage, ...]:
-        return (Stage(self.prune_layer, self.keep_ratio),)
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         budget = total_budget(stage.keep_ratio, picture.tokens)

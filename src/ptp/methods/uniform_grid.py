@@ -4,23 +4,15 @@ from dataclasses import dataclass
 
 import torch
 
-from ..pruner import Pruner, Stage
+from ..pruner import Stage
 from ..runtime import Picture
 from ..selection import Selection, even_budgets, total_budget
+from .layers import PrunesAtLayer
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniformGridPruner(Pruner):
-    """Every tile keeps the same share of its tokens, evenly spaced in raster order.
-
-    Attributes:
-        prune_layer: Language-model layer whose input loses tokens; 0 is before the language model.
-    """
-
-    prune_layer: int = 0
-
-    def stages(self, layers: int) -> tuple[Stage, ...]:
-        return (Stage(self.prune_layer, self.keep_ratio),)
+class UniformGridPruner(PrunesAtLayer):
+    """Every tile keeps the same share of its tokens, evenly spaced in raster order."""
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         budgets = even_budgets(picture.sizes, total_budget(stage.keep_ratio, picture.tokens))

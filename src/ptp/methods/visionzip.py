@@ -5,13 +5,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..pruner import Pruner, Stage
+from ..pruner import Stage
 from ..runtime import Picture
 from ..selection import Selection, check_share, even_budgets, keep_best, total_budget
+from .layers import ReadsVisionLayer
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionZipPruner(Pruner):
+class VisionZipPruner(ReadsVisionLayer):
     """Each tile keeps the tokens that [CLS] attends to most and merges the others into evenly spaced ones.
 
     Rule (section 3): dominant tokens by [CLS] attention; of the remaining ones, evenly spaced targets; every other
@@ -22,19 +23,13 @@ class VisionZipPruner(Pruner):
 
     Attributes:
         contextual: Share of the kept tokens that are contextual (the paper: 10 of 64).
-        vision_layer: Vision layer whose attention is read.
     """
 
     contextual: float = 10 / 64
-    vision_layer: int = -1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("contextual", self.contextual)
-
-    @property
-    def vision_layers(self) -> tuple[int, ...]:
-        return (self.vision_layer,)
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         scores = picture.attention

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..pruner import Pruner, Stage
+from ..pruner import Stage
 from ..runtime import Picture
 from ..selection import Selection, check_share, even_budgets, total_budget
+from .layers import ReadsVisionLayer
 
 STEP = 8
 """Duplicates removed at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisPruner(Pruner):
+class VisPruner(ReadsVisionLayer):
     """Each tile keeps the tokens that [CLS] attends to most, and of the rest those unlike the others.
 
     Rule (section 3): half of the budget by [CLS] attention. The others, best first, are dealt in turn to two sets; the
@@ -25,19 +26,13 @@ class VisPruner(Pruner):
 
     Attributes:
         important: Share of the budget kept by attention.
-        vision_layer: Vision layer whose attention is read.
     """
 
     important: float = 0.5
-    vision_layer: int = -1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("important", self.important)
-
-    @property
-    def vision_layers(self) -> tuple[int, ...]:
-        return (self.vision_layer,)
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         scores = picture.attention

@@ -1,0 +1,48 @@
+"""Settings that many methods share: the language-model layer where tokens leave, the vision layer that is read."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..pruner import Pruner, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunesAtLayer(Pruner):
+    """A method with one stage.
+
+    Attributes:
+        prune_layer: Tokens leave at the input of this language-model layer; 0 is before the language model.
+    """
+
+    prune_layer: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_layer("prune_layer", self.prune_layer, lowest=0)
+
+    def stages(self, layers: int) -> tuple[Stage, ...]:
+        return (Stage(self.prune_layer, self.keep_ratio),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadsVisionLayer(Pruner):
+    """A method that reads the attention of one vision layer.
+
+    Attributes:
+        vision_layer: Vision layer whose attention is read; negative counts from the last.
+    """
+
+    vision_layer: int = -1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_layer("vision_layer", self.vision_layer)
+
+    @property
+    def vision_layers(self) -> tuple[int, ...]:
+        return (self.vision_layer,)
+
+
+def _check_layer(name: str, value: Any, lowest: float = float("-inf")) -> None:
+    if not isinstance(value, int) or value < lowest:
+        raise ValueError(f"{name} must be a layer number, got {value!r}. Layers count from 0.")
