@@ -1,10 +1,12 @@
 """Everything `generate` does with a pruned prefill, and what the trace tells of it."""
 
+import copy
 import json
 
 import pytest
 import torch
 from conftest import encode, picture, prompt, small_model, tokenizer
+from transformers import Qwen2ForCausalLM
 
 import ptp
 from ptp.adapters import adapter_for
@@ -44,6 +46,27 @@ def test_sampling_is_reproducible(model):
     assert torch.equal(first, pruned(model, inputs, do_sample=True)[0])
 
 
+@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_assisted_decoding_gives_the_greedy_answer(layer, noise):
+    """The model's own language model guesses, blind and with noise: some guesses are taken, the rest cropped off the cache."""
+    model, inputs = small_model(), encode(prompt(picture(1, (2, 2))))
+    assistant = Qwen2ForCausalLM(model.config.text_config).eval()
+    assistant.model.load_state_dict(model.model.language_model.state_dict())
+    assistant.lm_head.load_state_dict(model.lm_head.state_dict())
+    assistant.generation_config = model.generation_config
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in assistant.parameters():
+            parameter.add_(noise * torch.randn_like(parameter) * parameter.std())
+    with ptp.PyramidPruner(keep_ratio=0.25, prune_layer=layer)(model, tokenizer()):
+        alone, helped = (
+            model.generate(**inputs, max_new_tokens=12, do_sample=False, assistant_model=guesses)
+            for guesses in (None, assistant)
+        )
+    assert torch.equal(alone, helped)
+
+
 def test_without_a_cache_every_step_prunes_afresh(model):
     """At layer 0 that is the same thing; later, new tokens see the dropped ones in the layers below."""
     inputs = encode(prompt(picture(1, (2, 2))))
@@ -53,8 +76,6 @@ def test_without_a_cache_every_step_prunes_afresh(model):
 
 
 def test_bfloat16_runs_and_keeps_the_budget():
-    import copy
-
     model = copy.deepcopy(small_model()).bfloat16()
     inputs = encode(prompt(picture(1, (3, 2))))
     ids, trace = pruned(model, {**inputs, "pixel_values": inputs["pixel_values"].bfloat16()}, do_sample=False)

@@ -1,5 +1,7 @@
 """Several turns on one cache, for every model family."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from families import QUESTION, encode, model_of, picture, pruner, tokenizer
 from masking import blinded, drops, extended, watch
 from transformers import DynamicCache
 
+import ptp
 from ptp.adapters import adapter_for
 from ptp.adapters.instruction import turn_markers
 
@@ -39,6 +42,43 @@ def both_pictures(first, second, whole):
             one, other = (F.pad(x, (0, 0) * 3 + (0, most - x.shape[1])) for x in (one, other))
         made[name] = torch.cat([one, other])
     return made
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_what_is_behind_the_picture_can_be_cropped_off_the_cache(family, layer, padded):
+    """A question that is asked after another was taken back gets the logits that it gets from a copy."""
+    prompts = [([picture()], QUESTION), *([([picture(1)], "Read it.")] if padded else [])]
+    model, method, cache = model_of(family), pruner(prune_layer=layer), DynamicCache()
+    first = encode(family, *prompts)
+    asked = tokenizer()("And what?", return_tensors="pt").input_ids.expand(len(prompts), -1)
+    both = extended(first, asked)["attention_mask"]
+
+    def ask(cache, ids, mask):
+        """Logits of ids that follow what the cache has seen."""
+        told = {"input_ids": ids, "attention_mask": mask}
+        if "image_grid_thw" in first:  # Qwen counts on from the picture's positions
+            places = mask.cumsum(dim=1)[:, -ids.shape[1] :] - 1 + model.model.rope_deltas
+            told["position_ids"] = places.expand(3, len(prompts), -1)
+        return model(**told, past_key_values=cache).logits
+
+    with torch.no_grad(), method(model, tokenizer()) as trace:
+        model(**first, past_key_values=cache)
+        expected = ask(copy.deepcopy(cache), asked, both)
+        ask(cache, asked, both)
+        cache.crop(-asked.shape[1])
+        torch.testing.assert_close(ask(copy.deepcopy(cache), asked, both), expected, atol=1e-4, rtol=0)
+        if layer == 0:  # later, the words of the prompt have seen tokens that are gone
+            last = int(adapter_for(model).visual_tokens(first["input_ids"]).nonzero()[:, 1].max())
+            behind = first["input_ids"][:, last + 1 :]
+            cache.crop(-behind.shape[1])
+            ask(cache, behind, first["attention_mask"])
+            torch.testing.assert_close(ask(cache, asked, both), expected, atol=1e-4, rtol=0)
+            cache.crop(-asked.shape[1])
+        gone = [image.positions[~torch.isin(torch.arange(image.num_tokens), image.kept)] for image in trace.images]
+        free = cache.get_seq_length() - 1 - max(int(tokens.max()) for tokens in gone)
+        with pytest.raises(ptp.UnsupportedModelError, match=f"can be cropped .here {free}., got -{free + 1}"):
+            cache.crop(-free - 1)
 
 
 @pytest.mark.parametrize("layer", [0, 2])

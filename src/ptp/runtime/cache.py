@@ -1,6 +1,6 @@
 """KV caches: which can be pruned, shortening them, and going on from a shortened one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,16 +27,18 @@ class PrunedLayer(DynamicLayer):
 
     Attributes:
         removed: Tokens that were seen and are not held.
+        fixed: Slots up to the last place where one left; what is behind can be cropped.
     """
 
     removed: int = 0
+    fixed: int = 0
 
     @classmethod
-    def of(cls, layer: CacheLayerMixin, removed: int) -> "PrunedLayer":
-        """The keys and values of `layer`, of which `removed` tokens are missing."""
+    def of(cls, layer: CacheLayerMixin, removed: int, fixed: int) -> "PrunedLayer":
+        """The keys and values of `layer`, of which `removed` tokens are missing, all among or before the first `fixed`."""
         pruned = cls()
         vars(pruned).update(vars(layer))
-        pruned.removed = removed
+        pruned.removed, pruned.fixed = removed, fixed
         return pruned
 
     def get_seq_length(self) -> int:
@@ -48,15 +50,29 @@ class PrunedLayer(DynamicLayer):
         """How many keys there are for `query_length` new tokens, and the number of the first."""
         return super().get_seq_length() + query_length, self.removed
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the newest tokens, -1 the last one, as assisted decoding does with those it rejects.
+
+        Raises:
+            UnsupportedCacheError: tokens were pruned among them, so that fewer are held than were seen.
+        """
+        newest = super().get_seq_length() - self.fixed
+        if abs(tokens_to_remove) > newest:
+            raise UnsupportedCacheError(
+                f"Of a pruned KV cache the tokens behind the last one that left can be cropped (here {newest}), got "
+                f"{tokens_to_remove}. Go back to a copy of the cache, or prefill again."
+            )
+        super().crop(tokens_to_remove)
+
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.removed = 0
+        self.removed = self.fixed = 0
 
 
 @dataclass(frozen=True)
 class Record:
-    """What a pruned cache needs to know.
+    """What a pruned cache needs to know of its slots. Behind them no token has left: there, slots are places.
 
     Attributes:
         valid: (B, S') bool marks the slots that hold a token; rows are aligned at their ends.
@@ -116,7 +132,7 @@ def continue_from(record: Record, cache: Any, mask: Any, new: int) -> Tensor | N
         )
     if mask is None and not record.padded:
         return None
-    since = slots - record.valid.shape[1]  # tokens decoded or prefilled after the pictures
+    since = slots - record.valid.shape[1]  # slots behind the last token that left
     tail = record.valid.new_ones(len(record.valid), since + new) if mask is None else mask[:, seen - since :].bool()
     valid = torch.cat([record.valid, tail.to(record.valid.device)], dim=1).long()
     return torch.nn.functional.pad(valid, (record.removed, 0))
@@ -169,10 +185,17 @@ def compact_cache(cache: Cache, layers: int, start: int, index: Tensor) -> None:
 
 
 def finish_cache(cache: Cache, seen: int, record: Record) -> None:
-    """Let a cache that was shortened know that it has seen `seen` tokens."""
+    """Let a cache that was shortened know that it has seen `seen` tokens.
+
+    Args:
+        record: Of all the slots that it holds.
+    """
     layers: list[Any] = cache.layers
-    cache.layers = [PrunedLayer.of(layer, seen - layer.keys.shape[-2]) for layer in layers]
-    setattr(cache, RECORD, record)
+    slots = record.places.shape[1]
+    undisturbed = (record.places == torch.arange(seen - slots, seen, device=record.places.device)) & record.valid
+    fixed = slots - int(undisturbed.all(dim=0).flip(0).cumprod(0).sum())
+    cache.layers = [PrunedLayer.of(layer, record.removed, fixed) for layer in layers]
+    setattr(cache, RECORD, replace(record, valid=record.valid[:, :fixed], places=record.places[:, :fixed]))
 
 
 def cache_bytes(cache: Cache | None) -> int:
