@@ -44,6 +44,16 @@ def both_pictures(first, second, whole):
     return made
 
 
+def ask(model, inputs, cache, **words):
+    """Logits of what follows the cache; positions are counted in the mask, as generate does."""
+    if "pixel_values" in words and "image_grid_thw" in inputs:
+        return model(**words, past_key_values=cache).logits
+    places = (words["attention_mask"].cumsum(dim=1) - 1).clamp_min(0)[:, -words["input_ids"].shape[1] :]
+    if "image_grid_thw" in inputs:
+        places = (places + model.model.rope_deltas).expand(3, *places.shape)
+    return model(**words, position_ids=places, past_key_values=cache).logits
+
+
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("layer", [0, 2])
 def test_what_is_behind_the_picture_can_be_cropped_off_the_cache(family, layer, padded):
@@ -52,33 +62,59 @@ def test_what_is_behind_the_picture_can_be_cropped_off_the_cache(family, layer, 
     model, method, cache = model_of(family), pruner(prune_layer=layer), DynamicCache()
     first = encode(family, *prompts)
     asked = tokenizer()("And what?", return_tensors="pt").input_ids.expand(len(prompts), -1)
-    both = extended(first, asked)["attention_mask"]
-
-    def ask(cache, ids, mask):
-        """Logits of ids that follow what the cache has seen."""
-        told = {"input_ids": ids, "attention_mask": mask}
-        if "image_grid_thw" in first:  # Qwen counts on from the picture's positions
-            places = mask.cumsum(dim=1)[:, -ids.shape[1] :] - 1 + model.model.rope_deltas
-            told["position_ids"] = places.expand(3, len(prompts), -1)
-        return model(**told, past_key_values=cache).logits
-
+    second = {"input_ids": asked, "attention_mask": extended(first, asked)["attention_mask"]}
     with torch.no_grad(), method(model, tokenizer()) as trace:
-        model(**first, past_key_values=cache)
-        expected = ask(copy.deepcopy(cache), asked, both)
-        ask(cache, asked, both)
+        ask(model, first, cache, **first)
+        expected = ask(model, first, copy.deepcopy(cache), **second)
+        ask(model, first, cache, **second)
         cache.crop(-asked.shape[1])
-        torch.testing.assert_close(ask(copy.deepcopy(cache), asked, both), expected, atol=1e-4, rtol=0)
+        again = ask(model, first, copy.deepcopy(cache), **second)
+        torch.testing.assert_close(again, expected, atol=1e-4, rtol=0)
         if layer == 0:  # later, the words of the prompt have seen tokens that are gone
             last = int(adapter_for(model).visual_tokens(first["input_ids"]).nonzero()[:, 1].max())
             behind = first["input_ids"][:, last + 1 :]
             cache.crop(-behind.shape[1])
-            ask(cache, behind, first["attention_mask"])
-            torch.testing.assert_close(ask(cache, asked, both), expected, atol=1e-4, rtol=0)
+            ask(model, first, cache, input_ids=behind, attention_mask=first["attention_mask"])
+            torch.testing.assert_close(ask(model, first, cache, **second), expected, atol=1e-4, rtol=0)
             cache.crop(-asked.shape[1])
         gone = [image.positions[~torch.isin(torch.arange(image.num_tokens), image.kept)] for image in trace.images]
         free = cache.get_seq_length() - 1 - max(int(tokens.max()) for tokens in gone)
         with pytest.raises(ptp.UnsupportedModelError, match=f"can be cropped .here {free}., got -{free + 1}"):
             cache.crop(-free - 1)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_many_questions_go_on_from_one_picture_in_a_batch(family, layer):
+    """The cache is repeated, its rows mixed; questions are padded. Each gets what it gets from a copy."""
+    model, method, cache = model_of(family), pruner(prune_layer=layer), DynamicCache()
+    first = encode(family, ([picture()], QUESTION), ([picture(1)], "Read it."))
+    questions = ["And what?", "How many are there?", "Red?"]
+    if family.name == "gemma3":  # transformers' windows count the padding between the picture and a question
+        questions = questions[:1] * 3
+    asked = tokenizer()(questions, padding=True, return_tensors="pt")
+    rows = torch.tensor([1, 0, 0])
+    with torch.no_grad(), method(model, tokenizer()):
+        ask(model, first, cache, **first)
+        deltas = model.model.rope_deltas if "image_grid_thw" in first else None
+        many = copy.deepcopy(cache)
+        many.batch_repeat_interleave(2)
+        many.batch_select_indices(2 * rows)
+        if deltas is not None:
+            model.model.rope_deltas = deltas[rows]
+        together = ask(
+            model, first, many, input_ids=asked.input_ids,
+            attention_mask=torch.cat([first["attention_mask"][rows], asked.attention_mask], dim=1),
+        )  # fmt: skip
+        for number, row in enumerate(rows.tolist()):
+            one = copy.deepcopy(cache)
+            one.batch_select_indices(rows[number : number + 1])
+            if deltas is not None:
+                model.model.rope_deltas = deltas[row : row + 1]
+            length = int(asked.attention_mask[number].sum())
+            words = asked.input_ids[number : number + 1, -length:]
+            mask = torch.cat([first["attention_mask"][row : row + 1], torch.ones_like(words)], dim=1)
+            alone = ask(model, first, one, input_ids=words, attention_mask=mask)
+            torch.testing.assert_close(together[number, -length:], alone[0], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("layer", [0, 2])

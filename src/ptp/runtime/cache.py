@@ -11,12 +11,43 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidi
 from ..errors import UnsupportedModelError
 from .compaction import take
 
-RECORD = "ptp_record"
-"""Attribute of a pruned cache that carries its `Record`; copies of the cache have it, too."""
-
 
 class UnsupportedCacheError(UnsupportedModelError):
     """The KV cache cannot be pruned exactly, or not any more."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a pruned cache needs to know of its first slots. Behind them no token has left.
+
+    Attributes:
+        valid: (B, S') bool marks the slots that hold a token; rows are aligned at their ends.
+        padded: Whether any does not.
+        removed: Tokens of each row, padding among them, that were seen and are not held.
+        places: (B, S') where each slot's token was in the unpruned sequence.
+    """
+
+    valid: Tensor
+    padded: bool
+    removed: int
+    places: Tensor
+
+    @classmethod
+    def of(cls, valid: Tensor, places: Tensor, seen: int) -> "Record":
+        """The record of a cache that has seen `seen` tokens.
+
+        Args:
+            valid: (B, held) of all its slots. places: (B, held).
+        """
+        slots = valid.shape[1]
+        undisturbed = valid & (places == torch.arange(seen - slots, seen, device=places.device))
+        last = slots - int(undisturbed.all(dim=0).flip(0).cumprod(0).sum())
+        return cls(valid[:, :last], not bool(valid.all()), seen - slots, places[:, :last])
+
+    def rows(self, index: Tensor) -> "Record":
+        """That of a cache whose rows are these."""
+        index = index.to(self.valid.device)
+        return replace(self, valid=self.valid[index], places=self.places[index])
 
 
 class PrunedLayer(DynamicLayer):
@@ -26,20 +57,23 @@ class PrunedLayer(DynamicLayer):
     a longer prompt, come out as if nothing had left.
 
     Attributes:
-        removed: Tokens that were seen and are not held.
-        fixed: Slots up to the last place where one left; what is behind can be cropped.
+        record: Of the whole cache; None once it was reset.
     """
 
-    removed: int = 0
-    fixed: int = 0
+    record: Record | None = None
 
     @classmethod
-    def of(cls, layer: CacheLayerMixin, removed: int, fixed: int) -> "PrunedLayer":
-        """The keys and values of `layer`, of which `removed` tokens are missing, all among or before the first `fixed`."""
+    def of(cls, layer: CacheLayerMixin, record: Record) -> "PrunedLayer":
+        """The keys and values of `layer`, of which tokens are missing."""
         pruned = cls()
         vars(pruned).update(vars(layer))
-        pruned.removed, pruned.fixed = removed, fixed
+        pruned.record = record
         return pruned
+
+    @property
+    def removed(self) -> int:
+        """Tokens that were seen and are not held."""
+        return self.record.removed if self.record is not None else 0
 
     def get_seq_length(self) -> int:
         """Tokens seen."""
@@ -56,7 +90,7 @@ class PrunedLayer(DynamicLayer):
         Raises:
             UnsupportedCacheError: tokens were pruned among them, so that fewer are held than were seen.
         """
-        newest = super().get_seq_length() - self.fixed
+        newest = super().get_seq_length() - (self.record.valid.shape[1] if self.record is not None else 0)
         if abs(tokens_to_remove) > newest:
             raise UnsupportedCacheError(
                 f"Of a pruned KV cache the tokens behind the last one that left can be cropped (here {newest}), got "
@@ -67,24 +101,31 @@ class PrunedLayer(DynamicLayer):
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
-        self.removed = self.fixed = 0
+        self.record = None
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row, so that several prompts can go on from one."""
+        super().batch_repeat_interleave(repeats)
+        if self.record is not None:
+            self.record = self.record.rows(torch.arange(len(self.record.valid)).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows."""
+        super().batch_select_indices(indices)
+        if self.record is not None:
+            self.record = self.record.rows(indices)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Put the rows into another order."""
+        super().reorder_cache(beam_idx)
+        if self.record is not None:
+            self.record = self.record.rows(beam_idx)
 
 
-@dataclass(frozen=True)
-class Record:
-    """What a pruned cache needs to know of its slots. Behind them no token has left: there, slots are places.
-
-    Attributes:
-        valid: (B, S') bool marks the slots that hold a token; rows are aligned at their ends.
-        padded: Whether any does not.
-        removed: Tokens of each row, padding among them, that were seen and are not held.
-        places: (B, S') where each slot's token was in the unpruned sequence.
-    """
-
-    valid: Tensor
-    padded: bool
-    removed: int
-    places: Tensor
+def record_of(cache: Cache | None) -> Record | None:
+    """The record of a cache that was pruned."""
+    layers: list[Any] = cache.layers if cache is not None else []
+    return getattr(layers[0], "record", None) if layers else None
 
 
 def held(cache: Cache | None) -> int:
@@ -184,18 +225,10 @@ def compact_cache(cache: Cache, layers: int, start: int, index: Tensor) -> None:
             setattr(layer, name, torch.cat([states[:, :, :start], short], dim=2) if start else short)
 
 
-def finish_cache(cache: Cache, seen: int, record: Record) -> None:
-    """Let a cache that was shortened know that it has seen `seen` tokens.
-
-    Args:
-        record: Of all the slots that it holds.
-    """
+def finish_cache(cache: Cache, record: Record) -> None:
+    """Let a cache that was shortened know what it has seen."""
     layers: list[Any] = cache.layers
-    slots = record.places.shape[1]
-    undisturbed = (record.places == torch.arange(seen - slots, seen, device=record.places.device)) & record.valid
-    fixed = slots - int(undisturbed.all(dim=0).flip(0).cumprod(0).sum())
-    cache.layers = [PrunedLayer.of(layer, record.removed, fixed) for layer in layers]
-    setattr(cache, RECORD, replace(record, valid=record.valid[:, :fixed], places=record.places[:, :fixed]))
+    cache.layers = [PrunedLayer.of(layer, record) for layer in layers]
 
 
 def cache_bytes(cache: Cache | None) -> int:

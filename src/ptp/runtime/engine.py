@@ -21,7 +21,6 @@ from ..adapters.instruction import TurnMarkers, pad_rows
 from ..errors import UnsupportedModelError
 from ..selection import Selection
 from .cache import (
-    RECORD,
     Record,
     cache_bytes,
     check_cache,
@@ -30,6 +29,7 @@ from .cache import (
     finish_cache,
     held,
     held_places,
+    record_of,
     window_masks,
 )
 from .call import Call, Method, StageLike
@@ -106,7 +106,7 @@ class Engine:
         fresh = {name for name in ("pixel_values", "pixel_values_videos") if kwargs.get(name) is not None}
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         seen = cache.get_seq_length() if cache is not None else 0
-        record = getattr(cache, RECORD, None) if seen else None  # a cache that was reset starts afresh
+        record = record_of(cache) if seen else None
         if record is not None:
             new = (input_ids if input_ids is not None else kwargs["inputs_embeds"]).shape[1]
             going_on = continue_from(record, cache, mask, new)
@@ -309,5 +309,4 @@ class Engine:
         if cache is not None and call.pruned:
             valid = torch.cat([call.past, call.slots.valid], dim=1)
             places = torch.cat([call.past_places, call.seen + call.slots.index], dim=1)
-            record = Record(valid, not bool(valid.all()), call.seen + new - past - short, places)
-            finish_cache(cache, call.seen + new, record)
+            finish_cache(cache, Record.of(valid, places, call.seen + new))
