@@ -62,9 +62,10 @@ def received_attention(queries: Tensor, keys: Tensor, scale: float | None = None
         chance = torch.rand(RECEIVED_FROM, generator=torch.Generator().manual_seed(0))  # always the same
         places = ((torch.arange(RECEIVED_FROM) + chance) * patches / RECEIVED_FROM).long()
         queries = queries[:, :, places.to(queries.device)]
-    q, k = queries.float(), keys.float()
-    weights = (q @ k.mT * (scale or q.shape[-1] ** -0.5)).softmax(dim=-1)  # (T, H, at most 2 * RECEIVED_FROM, P)
-    return weights.mean(dim=(1, 2))
+    scale = scale or queries.shape[-1] ** -0.5
+    # Tile by tile: no copy of the keys (see `cls_attention`), and one tile's weights fit into the processor's cache.
+    tiles = zip(queries.float(), keys.float(), strict=True)
+    return torch.stack([(q @ k.mT * scale).softmax(dim=-1).mean(dim=(0, 1)) for q, k in tiles])
 
 
 def pool_pixel_shuffle(scores: Tensor, factor: int) -> Tensor:
