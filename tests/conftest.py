@@ -139,6 +139,14 @@ def dropped_tokens(trace, inputs) -> Tensor:
     return dropped
 
 
+def footprint(model) -> dict:
+    """What hangs on each module: its attributes, and how many hooks."""
+    return {
+        name: (sorted(vars(module)), {k: len(v) for k, v in vars(module).items() if "hooks" in k and hasattr(v, "__len__")})
+        for name, module in model.named_modules()
+    }
+
+
 @pytest.fixture(params=list(TEXT_MODELS))
 def model(request):
     return small_model(request.param)

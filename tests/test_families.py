@@ -161,13 +161,6 @@ def test_a_padded_batch_equals_its_rows_alone(family, method):
 # 6. Nothing is left behind
 
 
-def footprint(model) -> dict:
-    return {
-        name: (sorted(vars(module)), {k: len(v) for k, v in vars(module).items() if "hooks" in k and hasattr(v, "__len__")})
-        for name, module in model.named_modules()
-    }
-
-
 @pytest.mark.parametrize("fail", [False, True])
 def test_nothing_is_left_behind(family, method, fail):
     model, inputs = model_of(family), encode(family, ([picture()], QUESTION))

@@ -343,6 +343,7 @@ def test_merged_tokens_are_averages():
         stays[first : first + 112] = False
         stays[first + image.kept] = True
         positions = torch.arange(states.shape[1])[stays][None]
+    with torch.no_grad():
         expected_logits = model(inputs_embeds=states[:, stays], position_ids=positions).logits
     torch.testing.assert_close(output, expected_logits, atol=1e-4, rtol=0)
 

@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
-from conftest import TEXT_MODELS, dropped_tokens, embeddings, encode, masked_logits, picture, prompt, small_model, tokenizer
+from conftest import (
+    TEXT_MODELS, dropped_tokens, embeddings, encode, footprint, masked_logits, picture, prompt, small_model, tokenizer,
+)  # fmt: skip
 
 import ptp
 from ptp.selection import Selection
@@ -59,7 +61,8 @@ def test_two_stages_equal_two_masks(model):
         def select(self, picture, stage):
             budget = round(stage.keep_ratio * picture.tokens)
             seen.append((picture.alive, picture.relevance))
-            return Selection(picture.alive[-budget:], [0] * len(picture.sizes))
+            kept = picture.alive[-budget:]
+            return Selection(kept, picture.count_per_tile(kept))
 
     seen = []
     inputs = encode(prompt(picture(3, (2, 2))))
@@ -251,13 +254,6 @@ def test_batched_generation_equals_singles(model):
 
 
 # 6. Nothing is left behind
-
-
-def footprint(model) -> dict:
-    return {
-        name: (sorted(vars(module)), {k: len(v) for k, v in vars(module).items() if "hooks" in k and hasattr(v, "__len__")})
-        for name, module in model.named_modules()
-    }
 
 
 @pytest.mark.parametrize("fail", [False, True])

@@ -3,6 +3,10 @@
 import math
 
 import families
+import copy
+import io
+import pickle
+
 import pytest
 import torch
 from conftest import encode, picture, prompt, small_model, tokenizer
@@ -139,8 +143,6 @@ def test_a_pruned_cache_can_be_reset():
 @pytest.mark.parametrize("copied", [False, True])
 def test_new_tokens_on_a_pruned_cache_continue_at_the_original_positions(copied):
     """The same tokens fed by hand, one by one or at once, give what generate's own loop gives."""
-    import copy
-
     model, inputs = model_and_inputs()
     with torch.no_grad(), ptp.PyramidPruner(keep_ratio=0.3)(model, tokenizer()):
         ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)
@@ -221,3 +223,70 @@ def test_a_method_without_select_says_so():
     model, inputs = model_and_inputs()
     with torch.no_grad(), ptp.Pruner()(model), pytest.raises(NotImplementedError, match="must define select"):
         model(**inputs)
+
+
+@pytest.mark.parametrize("part", ["whole", "core", "language model", "layer", "encoder"])
+def test_a_model_is_not_copied_or_pickled_while_it_is_pruned(part):
+    """A copy would call back into the original."""
+    model, inputs = model_and_inputs()
+    parts = {
+        "whole": model, "core": model.model, "language model": model.model.language_model,
+        "layer": model.model.language_model.layers[0], "encoder": model.model.vision_tower,
+    }  # fmt: skip
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        with ptp.PyramidPruner()(model, tokenizer()):
+            pruned = model(**inputs).logits
+            for attempt in (copy.deepcopy, pickle.dumps, lambda module: torch.save(module, io.BytesIO())):
+                with pytest.raises(ValueError, match="being pruned cannot be copied or pickled.*attach a pruner to the copy"):
+                    attempt(parts[part])
+            assert torch.equal(model(**inputs).logits, pruned)
+        assert torch.equal(copy.deepcopy(model)(**inputs).logits, expected)
+
+
+def test_weights_are_saved_while_a_model_is_pruned(tmp_path):
+    model, inputs = model_and_inputs()
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        with ptp.PyramidPruner()(model, tokenizer()):
+            model.save_pretrained(tmp_path)
+        assert torch.equal(type(model).from_pretrained(tmp_path)(**inputs).logits, expected)
+
+
+def test_a_shallow_copy_counts_as_the_same_model():
+    model, _ = model_and_inputs()
+    with (
+        ptp.PyramidPruner()(model, tokenizer()),
+        pytest.raises(ValueError, match="already being pruned"),
+        ptp.PyramidPruner()(copy.copy(model), tokenizer()),
+    ):
+        pass
+
+
+def test_continuous_batching_is_refused():
+    model, inputs = model_and_inputs()
+    with ptp.PyramidPruner()(model, tokenizer()):
+        for begin in (
+            lambda: model.generate_batch([[1, 2, 3]], max_new_tokens=2),
+            model.init_continuous_batching,
+            lambda: model.continuous_batching_context_manager().__enter__(),
+        ):
+            with pytest.raises(ValueError, match=r"generate_batch .* cannot be used while visual tokens are pruned.*padded batch"):
+                begin()
+    assert "init_continuous_batching" not in vars(model)
+
+
+def test_embeddings_that_hide_their_pictures_are_refused():
+    model, inputs = model_and_inputs()
+    with torch.no_grad(), ptp.PyramidPruner()(model, tokenizer()):
+        states = model.get_input_embeddings()(inputs["input_ids"])
+        with pytest.raises(ValueError, match="input_ids are needed .* got inputs_embeds"):
+            model(inputs_embeds=states)
+        with pytest.raises(ValueError, match="input_ids are needed .* got inputs_embeds"):
+            model.generate(inputs_embeds=states, max_new_tokens=2)
+
+
+def test_the_core_alone_is_refused():
+    model, _ = model_and_inputs()
+    with pytest.raises(ptp.UnsupportedModelError, match=r"pruned as a whole.*got InternVLModel\. Pass the"):
+        ptp.attach(model.model, ptp.PyramidPruner(), tokenizer())

@@ -1,5 +1,7 @@
 """Overlays put every visual token where it is on the picture; the page escapes and renders."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from PIL import Image
 from ptp.adapters.base import tiled
 from ptp.report import Answer, Page, figure, write_page
 from ptp.report.overlay import heat, keep, token_map
-from ptp.runtime import ImageTrace, Trace
+from ptp.runtime import ImageTrace, PrefillTrace
 
 
 def trace_of(grid: tuple[int, int] | None, kept: list[int]) -> ImageTrace:
@@ -56,14 +58,14 @@ def test_heat_is_darkest_at_its_low_end_and_never_divides_by_zero():
 
 @pytest.mark.parametrize("size", [(640, 480), (8, 700), (700, 8)])
 def test_a_page_of_any_shape_is_escaped_and_self_contained(tmp_path, size):
-    image = trace_of((3, 2), [0, 5, 40])
-    trace = Trace(images=[image], visual_tokens=(112, 3))
     evil = "<script>alert('1')</script>"
+    image = dataclasses.replace(trace_of((3, 2), [0, 5, 40]), instruction=evil)
+    trace = PrefillTrace(images=[image], visual_tokens=(112, 3))
     answer = Answer(evil, evil, "no", 0.03, (112, 3), 57.5, (2048, 100), (0.1, 0.05))
     page = Page(evil, [answer], [(evil, [Image.new("RGB", size)], trace)], {evil: evil})
     write_page(page, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
-    assert "<script" not in text and text.count("&lt;script&gt;") == 7
+    assert "<script" not in text and text.count("&lt;script&gt;") == 8
     assert "112 → 3" in text and "100.0 → 50.0 ms" in text
     assert figure(Image.new("RGB", size), image).width == 3 * 560 + 16
 

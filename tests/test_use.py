@@ -4,9 +4,11 @@ import copy
 
 import accelerate
 import bitsandbytes
+import peft
 import pytest
 import torch
 import torchao
+from conftest import footprint
 from families import FAMILIES, QUESTION, encode, model_of, picture, processor_of, prune, pruner, tokenizer
 from masking import assert_dropping_equals_masking
 from transformers import BitsAndBytesConfig
@@ -50,6 +52,50 @@ def test_a_model_in_pieces_prunes_the_same(family):
     output, other = prune(pieces, inputs, pruner(prune_layer=2))
     assert other.images[0].kept.tolist() == trace.images[0].kept.tolist()
     torch.testing.assert_close(output.logits, expected.logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_model_that_is_its_own_assistant_gives_the_greedy_answer(family, layer):
+    """`generate` keeps the pictures from an assistant, so it guesses blindly and is corrected."""
+    model, inputs = model_of(family), encode(family, ([picture()], QUESTION))
+    with pruner(prune_layer=layer)(model, tokenizer()) as trace:
+        alone = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+        kept = trace.images[0].kept.tolist()
+        helped = model.generate(**inputs, max_new_tokens=6, do_sample=False, assistant_model=model)
+        assert trace.images[0].kept.tolist() == kept
+    assert torch.equal(alone, helped)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_a_peft_model_is_pruned_like_its_merged_weights(family, layer):
+    """LoRA on the language model: attach to what peft hands out, generate, detach; nothing is left."""
+    model, inputs = copy.deepcopy(model_of(family)), encode(family, ([picture()], QUESTION))
+    names = [name for name, _ in adapter_for(model).text.model.named_modules() if name.endswith(("q_proj", "k_proj", "v_proj"))]
+    config = peft.LoraConfig(r=4, target_modules=names, init_lora_weights=False)
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(model, config)
+    method = pruner(prune_layer=layer)
+    before = footprint(adapted)
+    with torch.no_grad(), method(adapted, tokenizer()) as trace:
+        tokens = adapted.generate(**inputs, max_new_tokens=4, do_sample=False)
+        logits = adapted(**inputs).logits
+    kept = trace.images[0].kept.tolist()
+    assert footprint(adapted) == before
+    merged = adapted.merge_and_unload()
+    with torch.no_grad(), method(merged, tokenizer()) as trace:
+        assert torch.equal(merged.generate(**inputs, max_new_tokens=4, do_sample=False), tokens)
+        torch.testing.assert_close(merged(**inputs).logits, logits, atol=1e-4, rtol=0)
+    assert trace.images[0].kept.tolist() == kept
+
+
+def test_adapters_that_add_tokens_are_refused():
+    family = FAMILIES["internvl"]
+    config = peft.PromptTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=3, num_layers=4, token_dim=48, num_attention_heads=4
+    )
+    adapted = peft.get_peft_model(copy.deepcopy(model_of(family)), config)
+    with pytest.raises(ptp.UnsupportedModelError, match="PromptTuningConfig cannot be pruned: it puts tokens of its own"):
+        ptp.attach(adapted, pruner(), tokenizer())
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -112,3 +158,31 @@ def test_a_model_compiled_as_a_whole_is_refused(compiler):
             model(**inputs)
     with pytest.raises(ptp.UnsupportedModelError, match="compiled as a whole"):
         ptp.attach(model, pruner(), tokenizer())
+
+
+@pytest.mark.parametrize("part", ["model", "core"])
+def test_a_compiled_forward_is_refused(part, compiler):
+    """model.forward = torch.compile(model.forward), before the pruner is attached or after."""
+    family = FAMILIES["internvl"]
+    model, inputs = copy.deepcopy(model_of(family)), encode(family, ([picture()], QUESTION))
+    module = model if part == "model" else model.model
+    with torch.no_grad(), pruner()(model, tokenizer()):
+        module.forward = torch.compile(module.forward, backend="eager")
+        with pytest.raises(ptp.UnsupportedModelError, match="compiled as a whole.*language_model.compile"):
+            model(**inputs)
+    with pytest.raises(ptp.UnsupportedModelError, match="compiled as a whole"):
+        ptp.attach(model, pruner(), tokenizer())
+
+
+def test_a_compiled_forward_of_the_language_model_prunes_and_decodes_the_same(compiler):
+    family = FAMILIES["internvl"]
+    model, inputs = copy.deepcopy(model_of(family)), encode(family, ([picture()], QUESTION))
+    with pruner(prune_layer=2)(model, tokenizer()) as trace:
+        expected = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        kept = trace.images[0].kept.tolist()
+    language = model.model.language_model
+    language.forward = torch.compile(language.forward, backend="eager")
+    model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    with pruner(prune_layer=2)(model, tokenizer()) as trace:
+        assert model.generate(**inputs, max_new_tokens=4, do_sample=False).tolist() == expected.tolist()
+        assert trace.images[0].kept.tolist() == kept

@@ -1,21 +1,22 @@
 """`Pruner`: the settings of a method, and the context manager that applies it to a model."""
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .adapters import adapter_for
-from .adapters.instruction import TurnMarkers, find_markers
-from .adapters.tokenizer import reader
-from .runtime import Engine, Picture, Trace
+from .adapters import Adapter, adapter_for
+from .conversation import InstructionFinder, reader
+from .errors import UnsupportedModelError
+from .runtime import Engine, Picture, Setup, Trace
 from .selection import Selection, check_keep_ratio
 
-_attached: "weakref.WeakKeyDictionary[PreTrainedModel, Engine]" = weakref.WeakKeyDictionary()
+_attached: "weakref.WeakKeyDictionary[Any, Engine]" = weakref.WeakKeyDictionary()
+"""Engines by the core they are on, which shallow copies of a model share."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,18 @@ class Pruner:
         raise NotImplementedError(f"{type(self).__name__} must define select(picture, stage).")
 
     @contextmanager
-    def __call__(self, model: PreTrainedModel, processor: Any | None = None) -> Iterator[Trace]:
+    def __call__(
+        self, model: PreTrainedModel, processor: Any | None = None, instruction: str | Sequence[str] | Tensor | None = None
+    ) -> Iterator[Trace]:
         """Prune every prefill of `model` inside the context; on exit, also after an exception, nothing remains.
 
         Args:
-            model: A Hugging Face model of a supported family.
-            processor: Its processor or tokenizer, for the instruction tokens and the frames of videos; None uses the
-                tokenizer saved with the weights.
+            model: A Hugging Face model of a supported family, or a `peft.PeftModel` around one.
+            processor: Its processor or tokenizer, for the instruction tokens and the frames of videos; None uses the one
+                saved with the weights.
+            instruction: Which words of the prompt are the instruction, where it is not the user's last turn: the words
+                themselves, one text per batch row, or a mask (B, S) of the prompt's tokens. None finds the turn by the chat
+                template.
 
         Yields:
             The `Trace` of the newest prefill.
@@ -105,7 +111,7 @@ class Pruner:
             UnsupportedModelError: the model cannot be pruned exactly.
             ValueError: a setting does not fit the model, or it is already being pruned.
         """
-        handle = attach(model, self, processor)
+        handle = attach(model, self, processor, instruction)
         try:
             yield handle.trace
         finally:
@@ -143,8 +149,8 @@ class EncoderReader(Pruner):
 class Handle:
     """What `attach` returns: the trace of the newest prefill, and the way to stop pruning."""
 
-    def __init__(self, model: PreTrainedModel, engine: Engine) -> None:
-        self._model, self._engine = weakref.ref(model), engine
+    def __init__(self, core: Any, engine: Engine) -> None:
+        self._core, self._engine = weakref.ref(core), engine
 
     @property
     def trace(self) -> Trace:
@@ -154,19 +160,60 @@ class Handle:
     def remove(self) -> None:
         """Stop pruning; the model is as it was. Calling it again does nothing."""
         self._engine.detach()
-        model = self._model()
-        if model is not None and _attached.get(model) is self._engine:
-            del _attached[model]
+        core = self._core()
+        if core is not None and _attached.get(core) is self._engine:
+            del _attached[core]
 
 
-def attach(model: PreTrainedModel, pruner: Pruner, processor: Any | None = None) -> Handle:
+def attach(
+    model: PreTrainedModel,
+    pruner: Pruner,
+    processor: Any | None = None,
+    instruction: str | Sequence[str] | Tensor | None = None,
+) -> Handle:
     """Prune every prefill of `model` from now on, until `handle.remove()`. Arguments and errors as `Pruner.__call__`."""
-    if model in _attached:
+    model = _without_peft(model)
+    adapter = adapter_for(model, reader(model, processor))
+    if adapter.core in _attached:
         raise ValueError("The model is already being pruned. Leave that context, or call remove() on its handle, first.")
-    adapter = adapter_for(model, reader(model, None if isinstance(processor, TurnMarkers) else processor))
-    layers = len(adapter.layers)
-    previous = -1
-    for stage in pruner.stages(layers):
+    stages = _checked_stages(pruner, adapter)
+    _check_vision_layers(pruner, adapter)
+    finder = InstructionFinder.of(model, processor, instruction) if pruner.text_rows == "instruction" else None
+    engine = Engine(model, Setup(adapter, pruner, finder, stages))
+    try:
+        engine.attach()
+    except BaseException:
+        engine.detach()
+        raise
+    _attached[adapter.core] = engine
+    return Handle(adapter.core, engine)
+
+
+def _without_peft(model: Any) -> Any:
+    """The Hugging Face model inside a `peft.PeftModel`; any other as it is.
+
+    Raises:
+        UnsupportedModelError: the adapter puts tokens of its own before the prompt.
+    """
+    if not hasattr(model, "get_base_model"):
+        return model
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise UnsupportedModelError(
+            f"A PeftModel with {type(model.active_peft_config).__name__} cannot be pruned: it puts tokens of its own before the "
+            "prompt. Use an adapter on the weights (LoRA), or prune the base model."
+        )
+    return model.get_base_model()
+
+
+def _checked_stages(pruner: Pruner, adapter: Adapter) -> tuple[Stage, ...]:
+    name, layers, previous = type(pruner).__name__, len(adapter.layers), -1
+    stages = tuple(pruner.stages(layers))
+    if not stages:
+        raise ValueError(f"{name}.stages must return at least one Stage, got none. Return (Stage(0, self.keep_ratio),).")
+    for stage in stages:
+        if not isinstance(stage, Stage):
+            raise ValueError(f"{name}.stages must return Stages, got {stage!r}. Return (Stage(0, self.keep_ratio),).")
+        check_keep_ratio(stage.keep_ratio)
         if not 0 <= stage.layer < layers:
             raise ValueError(
                 f"prune_layer must be in [0, {layers - 1}] (the model has {layers} layers), got {stage.layer}. "
@@ -175,16 +222,18 @@ def attach(model: PreTrainedModel, pruner: Pruner, processor: Any | None = None)
         if stage.layer <= previous:
             raise ValueError(f"Stages must be at increasing layers, got layer {stage.layer} after {previous}. Reorder them.")
         previous = stage.layer
-    depth = adapter.vision_depth
-    for layer in pruner.vision_layers:
+    return stages
+
+
+def _check_vision_layers(pruner: Pruner, adapter: Adapter) -> None:
+    wanted, depth = pruner.vision_layers, adapter.vision_depth
+    if not isinstance(wanted, tuple) or not all(type(layer) is int for layer in wanted):
+        raise ValueError(
+            f"{type(pruner).__name__}.vision_layers must be a property that returns a tuple of layer numbers, got {wanted!r}. "
+            "Return (-1,) for the last layer, () for none."
+        )
+    for layer in wanted:
         if not -depth <= layer < depth:
-            raise ValueError(f"vision_layer must be in [-{depth}, {depth - 1}] for this model, got {layer}. -1 is the last.")
-    markers = find_markers(model, processor) if pruner.text_rows == "instruction" else None
-    engine = Engine(model, adapter, pruner, markers)
-    try:
-        engine.attach()
-    except BaseException:
-        engine.detach()
-        raise
-    _attached[model] = engine
-    return Handle(model, engine)
+            names = [field.name for field in fields(pruner) if getattr(pruner, field.name) == layer]
+            name = next((name for name in names if name.endswith("_layer") and name != "prune_layer"), "vision_layers")
+            raise ValueError(f"{name} must be in [-{depth}, {depth - 1}] for this model, got {layer}. -1 is the last.")

@@ -61,6 +61,12 @@ def adapter_for(model: PreTrainedModel, read: Callable[[list[int]], str] = lambd
         UnsupportedModelError: the family, or this variant of it, cannot be pruned exactly.
     """
     config = getattr(model, "config", None)
-    adapter = check_model_type(getattr(config, "model_type", None))(model)
+    family = check_model_type(getattr(config, "model_type", None))
+    if not hasattr(getattr(model, "model", None), "get_image_features"):
+        raise UnsupportedModelError(
+            f"A model is pruned as a whole, with its language-model head, got {type(model).__name__}. Pass the "
+            "...ForConditionalGeneration that generate is called on, not its .model."
+        )
+    adapter = family(model)
     adapter.read = read
     return adapter

@@ -158,7 +158,7 @@ class Contest:
     def ready(self, contender: Contender) -> Iterator[None]:
         """The model as the contender runs it."""
         usual = self.model.config._attn_implementation
-        handle = attach(self.model, contender.pruner, self.prompt.markers) if contender.pruner else None
+        handle = attach(self.model, contender.pruner, instruction=self.prompt.instruction) if contender.pruner else None
         try:
             if contender.naive:
                 self.model.set_attn_implementation("eager")

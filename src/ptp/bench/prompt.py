@@ -10,15 +10,16 @@ from PIL import Image
 from torch import Tensor
 
 from ..adapters import Adapter, Span, adapter_for
-from ..adapters.instruction import TurnMarkers, find_markers
+from ..conversation import InstructionFinder
 from ..pruner import EncoderReader, Pruner
 from ..runtime.picture import Vision
 from ..runtime.vision import SIGNALS, picture_of, read_saliency
 
 TEXT_BEFORE, QUESTION = 8, 32
 OPENING, CLOSING, AROUND_IMAGE = (7, 8), 9, (10, 11)
+"""Token ids that stand where a chat template has its markers."""
 FIRST_WORD, LAST_WORD = 16, 400
-"""Words are token ids from one up to the other; below are the markers."""
+"""Words are token ids from one up to the other."""
 ASKED = "What is written on the red sign next to the blue circle, and how many signs are there in all?"
 PROMPT_INPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 
@@ -34,7 +35,7 @@ class Prompt:
         pictures: What `get_image_features` is called with.
         encoded: What it put out, with the signals of all contenders.
         span: The picture.
-        markers: The turn markers of the ids.
+        instruction: (1, S) bool, the question's tokens.
         signal: Scores one vision layer from its queries and keys, and pools the scores onto visual tokens.
     """
 
@@ -45,7 +46,7 @@ class Prompt:
     pictures: Mapping[str, Any]
     encoded: Any
     span: Span
-    markers: TurnMarkers
+    instruction: Tensor
     signal: Callable[[], Any]
 
     @property
@@ -89,10 +90,11 @@ def make_prompt(model: Any, tiles: int, pruners: Sequence[Pruner]) -> Prompt:
     image = [config.image_token_id] * (tiles * config.image_seq_length)
     opened, closed = AROUND_IMAGE
     ids = [*words[:TEXT_BEFORE], *OPENING, opened, *image, closed, *words[TEXT_BEFORE:], CLOSING, closed]
-    markers = TurnMarkers(OPENING, CLOSING, (config.image_token_id, *OPENING, CLOSING, *AROUND_IMAGE))
+    asked = torch.zeros(1, len(ids), dtype=torch.bool)
+    asked[:, -2 - QUESTION : -2] = True
     height, width = config.vision_config.image_size
     pixels = torch.randn(tiles, config.vision_config.num_channels, height, width, generator=generator)
-    return _encoded(model, {"input_ids": torch.tensor([ids])}, {"pixel_values": pixels}, markers, pruners)
+    return _encoded(model, {"input_ids": torch.tensor([ids])}, {"pixel_values": pixels}, asked, pruners)
 
 
 @torch.inference_mode()
@@ -108,11 +110,13 @@ def picture_prompt(
     made = encode(Image.fromarray(noise.numpy()), ASKED)
     inputs = {name: value for name, value in made.items() if name in PROMPT_INPUTS and name != "attention_mask"}
     pictures = {name: value for name, value in made.items() if name not in PROMPT_INPUTS}
-    return _encoded(model, inputs, pictures, find_markers(model, processor), pruners)
+    ids = made["input_ids"]
+    asked = InstructionFinder.of(model, processor).mask(ids, torch.ones_like(ids).bool(), adapter_for(model).visual_tokens(ids))
+    return _encoded(model, inputs, pictures, asked, pruners)
 
 
 def _encoded(
-    model: Any, inputs: Mapping[str, Tensor], pictures: Mapping[str, Tensor], markers: TurnMarkers, pruners: Sequence[Pruner]
+    model: Any, inputs: Mapping[str, Tensor], pictures: Mapping[str, Tensor], asked: Tensor, pruners: Sequence[Pruner]
 ) -> Prompt:
     adapter, seen = adapter_for(model), dict[str, Tensor]()
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
@@ -126,7 +130,7 @@ def _encoded(
         for name, module in (("query", last.query), ("key", last.key))
     ]
     try:
-        with EncoderReader.of(pruners)(model, markers):
+        with EncoderReader.of(pruners)(model):
             encoded = model.get_image_features(**pictures, return_dict=True)
     finally:
         for tap in taps:
@@ -142,7 +146,7 @@ def _encoded(
         inputs = {**inputs, "image_grid_thw": pictures["image_grid_thw"]}
         positions = adapter.core.get_rope_index(**inputs)[0]
     signal = partial(_signal, adapter, span, vision, seen["query"], seen["key"])
-    return Prompt(model, adapter, inputs, positions, pictures, encoded, span, markers, signal)
+    return Prompt(model, adapter, inputs, positions, pictures, encoded, span, asked.to(model.device), signal)
 
 
 def _signal(adapter: Adapter, span: Span, vision: Vision, queries: Tensor, keys: Tensor) -> Any:

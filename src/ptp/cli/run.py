@@ -70,5 +70,7 @@ def run(
         console.print("No picture in the prompt: nothing was pruned.")
     else:
         console.print(str(trace), highlight=False, markup=False)
+        for text in dict.fromkeys(image.instruction for image in trace.images if image.instruction):
+            console.print(f"Read as the instruction: {text}", highlight=False, markup=False)
     if html is not None:
         console.print(f"Wrote {html}", highlight=False, markup=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 from PIL import Image
 
-from ..runtime import Trace
+from ..runtime import PrefillTrace, Trace
 from .overlay import overlay_uris
 
 
@@ -40,7 +40,7 @@ class Page:
 
     title: str
     answers: list[Answer] = field(default_factory=list)
-    traces: list[tuple[str, Sequence[Image.Image], Trace]] = field(default_factory=list)
+    traces: list[tuple[str, Sequence[Image.Image], Trace | PrefillTrace]] = field(default_factory=list)
     settings: dict[str, object] = field(default_factory=dict)
 
 
@@ -53,7 +53,7 @@ def write_page(page: Page, path: Path) -> None:
             "heading": heading,
             "summary": str(trace).split("\n")[0],
             "pictures": [
-                {"panels": overlay_uris(picture, image), "budgets": image.budgets, "thumbnail": image.layout.thumbnail}
+                {"panels": overlay_uris(picture, image), "image": image}
                 for picture, image in zip(pictures, trace.images, strict=True)
             ],
         }

@@ -3,6 +3,7 @@
 from .cache import UnsupportedCacheError
 from .engine import Engine
 from .picture import Picture, Saliency
-from .trace import ImageTrace, Trace
+from .prefill import Setup
+from .trace import ImageTrace, PrefillTrace, Trace
 
-__all__ = ["Engine", "ImageTrace", "Picture", "Saliency", "Trace", "UnsupportedCacheError"]
+__all__ = ["Engine", "ImageTrace", "Picture", "PrefillTrace", "Saliency", "Setup", "Trace", "UnsupportedCacheError"]

@@ -9,7 +9,7 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..errors import UnsupportedModelError
-from .compaction import take
+from .gather import take
 
 
 class UnsupportedCacheError(UnsupportedModelError):

@@ -1,5 +1,6 @@
 """The record of what one prefill kept."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ class ImageTrace:
         kept: (K,) int64 ascending indices into the picture's N visual tokens.
         positions: (N,) int64 positions of those N tokens in the unpruned sequence of its row, padding included.
         scores: Float32 maps: "region" (T,), "token", "instruction", "fused" (N,); empty where they were switched off.
+        instruction: The text that was read as the user's; empty where the method reads none.
     """
 
     row: int
@@ -28,6 +30,7 @@ class ImageTrace:
     kept: Tensor
     positions: Tensor
     scores: dict[str, Tensor] = field(default_factory=dict)
+    instruction: str = ""
 
     @property
     def num_tokens(self) -> int:
@@ -53,6 +56,7 @@ class ImageTrace:
         """Plain numbers and lists, ready for JSON."""
         return {
             "row": self.row,
+            "instruction": self.instruction,
             "num_tokens": self.num_tokens,
             "grid": list(self.grid) if self.grid else None,
             "sizes": list(self.sizes),
@@ -76,11 +80,9 @@ class ImageTrace:
         return "\n".join([*lines, f"  thumbnail {self.budgets[-1]}"] if self.layout.thumbnail else lines)
 
 
-@dataclass
-class Trace:
-    """The newest prefill: its pictures, batch row by batch row in prompt order, and what was saved.
-
-    A new prefill replaces it. Before any, and after a prompt without pictures, `images` is empty.
+@dataclass(frozen=True)
+class PrefillTrace:
+    """One prefill: its pictures, batch row by batch row in prompt order, and what was saved.
 
     Attributes:
         images: One `ImageTrace` per picture.
@@ -95,11 +97,6 @@ class Trace:
     layer_tokens: tuple[int, ...] = ()
     sequence_length: tuple[int, int] = (0, 0)
     cache_bytes: tuple[int, int] = (0, 0)
-
-    def clear(self) -> None:
-        """Forget the last prefill."""
-        self.images, self.visual_tokens, self.layer_tokens = (), (0, 0), ()
-        self.sequence_length, self.cache_bytes = (0, 0), (0, 0)
 
     @property
     def average_tokens(self) -> float:
@@ -128,3 +125,65 @@ class Trace:
         for number, image in enumerate(self.images, 1):
             lines.append(f"picture {number} (row {image.row}): {image}")
         return "\n".join(lines)
+
+
+class Trace:
+    """The newest prefill, whichever thread ran it; a new one replaces it as a whole.
+
+    Before any, and after a prompt without pictures, `images` is empty. The attributes are `PrefillTrace`'s.
+    """
+
+    def __init__(self, prefill: PrefillTrace | None = None) -> None:
+        self._newest = prefill or PrefillTrace()
+        self._thread = threading.local()
+
+    def update(self, prefill: PrefillTrace) -> None:
+        """Take in a prefill of this thread."""
+        self._newest = self._thread.newest = prefill
+
+    @property
+    def newest(self) -> PrefillTrace:
+        """The newest prefill, as it stays whatever comes next."""
+        return self._newest
+
+    @property
+    def of_this_thread(self) -> PrefillTrace:
+        """The newest prefill of the thread that asks: calls side by side do not see each other's."""
+        return getattr(self._thread, "newest", PrefillTrace())
+
+    @property
+    def images(self) -> Sequence[ImageTrace]:
+        """One `ImageTrace` per picture."""
+        return self._newest.images
+
+    @property
+    def visual_tokens(self) -> tuple[int, int]:
+        """(before, after), summed over the batch."""
+        return self._newest.visual_tokens
+
+    @property
+    def layer_tokens(self) -> tuple[int, ...]:
+        """Visual tokens that each language-model layer works on, summed over the batch."""
+        return self._newest.layer_tokens
+
+    @property
+    def sequence_length(self) -> tuple[int, int]:
+        """(before, after), the longest row."""
+        return self._newest.sequence_length
+
+    @property
+    def cache_bytes(self) -> tuple[int, int]:
+        """(before, after) of the whole KV cache after prefill, padding included."""
+        return self._newest.cache_bytes
+
+    @property
+    def average_tokens(self) -> float:
+        """Visual tokens averaged over the language model's layers."""
+        return self._newest.average_tokens
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists, ready for JSON."""
+        return self._newest.to_dict()
+
+    def __str__(self) -> str:
+        return str(self._newest)

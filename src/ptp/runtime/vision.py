@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,10 @@ from torch.utils.hooks import RemovableHandle
 from .. import scoring
 from ..adapters import Adapter, Modality, Span
 from .compiled import uncompiled
+from .hooks import Hook, Shadow
 from .picture import Picture, Saliency, Vision
+from .prefill import Prefill
+from .running import Running
 
 SIGNALS = "ptp_signals"
 """Attribute of an encoder output that carries its `Vision`, so that encoded pictures can be reused."""
@@ -40,80 +43,70 @@ def picture_of(adapter: Adapter, span: Span, vision: Vision, layers: Sequence[in
 
 
 class VisionReader:
-    """Keeps the signals of each encoder run, on the encoder's output and until the next run.
+    """Keeps the signals of each encoder run on the encoder's output, and in the prefill that it belongs to.
 
     Args:
         layers: Vision layers to read; with none, only what the tiles are found by.
         window: Side, in pixels, of the regions of pictures that are not cut into tiles.
+        running: What the thread that runs the encoder is doing.
     """
 
-    def __init__(self, adapter: Adapter, layers: Sequence[int], window: int) -> None:
-        self.adapter, self.window = adapter, window
+    def __init__(self, adapter: Adapter, layers: Sequence[int], window: int, running: Running) -> None:
+        self.adapter, self.window, self.running = adapter, window, running
         self.layers = [layer % adapter.vision_depth for layer in layers]
-        self.newest: dict[str, Vision] = {}
-        self._captured: dict[Any, Tensor] = {}
-        self._encoding = False
 
-    def attach(self) -> list[RemovableHandle]:
-        """Put the hooks on the encoder, and listen to the method that runs it."""
-        handles = [self.adapter.vision.register_forward_pre_hook(self._enter, with_kwargs=True)]
+    def attach(self) -> list[RemovableHandle | Shadow]:
+        """Put the hooks on the encoder, and listen to the methods that run it."""
+        adapter = self.adapter
+        handles: list[RemovableHandle | Shadow] = [adapter.vision.register_forward_pre_hook(Hook(self._enter), with_kwargs=True)]
         for layer in set(self.layers):
-            where = self.adapter.vision_attention(layer)
+            where = adapter.vision_attention(layer)
             handles.append(where.query.register_forward_hook(self._capture((layer, "query"))))
             if where.key is not where.query:
                 handles.append(where.key.register_forward_hook(self._capture((layer, "key"))))
         if self.layers:
-            handles.append(self.adapter.vision_embeddings().register_forward_hook(self._capture("embeddings")))
-        for modality in self.adapter.modalities:
-            self._listen(modality)
-        return handles
+            handles.append(adapter.vision_embeddings().register_forward_hook(self._capture("embeddings")))
+        return [*handles, *(Shadow(adapter.core, kind.method, self._listening(kind)) for kind in adapter.modalities)]
 
-    def detach(self) -> None:
-        """Stop listening; the hooks are the caller's to remove."""
-        for modality in self.adapter.modalities:
-            vars(self.adapter.core).pop(modality.method, None)
-        self.forget()
-
-    def forget(self) -> None:
-        """Drop what was read."""
-        self.newest.clear()
-        self._captured.clear()
-
-    def _listen(self, modality: Modality) -> None:
-        """Shadow the method that encodes: only its arguments tell the pictures' sizes, and `generate` drops them."""
-        encode = getattr(self.adapter.core, modality.method)
+    def _listening(self, modality: Modality) -> Callable[..., Any]:
+        """The method that encodes, listened to: only its arguments tell the pictures' sizes, and `generate` drops them."""
+        encode, running = getattr(self.adapter.core, modality.method), self.running
         signature = inspect.signature(encode)
 
         @functools.wraps(encode)
         def listening(*args: Any, **kwargs: Any) -> Any:
-            if self._encoding:  # one modality may be encoded as another
+            if running.encoding is not None:  # one modality may be encoded as another
                 return encode(*args, **kwargs)
-            self._captured.clear()
-            self._encoding = True
+            running.encoding = {}
             try:
                 with uncompiled():
                     output = encode(*args, **kwargs)
+                inputs = signature.bind(*args, **kwargs).arguments
+                vision = self._read(running.encoding, inputs | inputs.get("kwargs", {}), output)
             finally:
-                self._encoding = False
-            inputs = signature.bind(*args, **kwargs).arguments
-            vision = self.newest[modality.name] = self._read(inputs | inputs.get("kwargs", {}), output)
+                running.encoding = None
+            if running.prefill is not None:
+                running.prefill.visions[modality.name] = vision
             if not isinstance(output, tuple):
                 setattr(output, SIGNALS, vision)
             return output
 
-        setattr(self.adapter.core, modality.method, listening)
+        return listening
 
-    def _capture(self, name: Any) -> Callable[..., None]:
+    def _capture(self, name: Any) -> Hook:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._captured[name] = output[0] if isinstance(output, tuple) else output
+            if self.running.encoding is not None:
+                self.running.encoding[name] = output[0] if isinstance(output, tuple) else output
 
-        return hook
+        return Hook(hook)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._captured["pixels"] = args[0] if args else kwargs["pixel_values"]
+        if self.running.encoding is not None:
+            self.running.encoding["pixels"] = args[0] if args else kwargs["pixel_values"]
 
-    def _read(self, inputs: dict[str, Any], output: Any) -> Vision:
-        adapter, seen = self.adapter, self._captured
+    def _read(self, seen: dict[Any, Tensor], inputs: dict[str, Any], output: Any) -> Vision:
+        """The signals of one encoder run, from what its hooks have `seen`, its `inputs` and its `output`."""
+        adapter = self.adapter
         about = adapter.about(inputs, self.window)
         saliency = {}
         for layer in set(self.layers):
@@ -125,25 +118,21 @@ class VisionReader:
         parts = [features] if isinstance(features, Tensor) else features
         return Vision(saliency, embeddings, pixels, about, self.window, sum(part.numel() // part.shape[-1] for part in parts))
 
-    def pictures(self, input_ids: Tensor, encoded: Mapping[str, Any]) -> tuple[list[Span], list[Picture]]:
+    def pictures(self, prefill: Prefill) -> list[tuple[Span, Picture]]:
         """The pictures of a prompt, batch row by batch row, in prompt order.
 
-        Args:
-            input_ids: (B, S). Beams and num_return_sequences repeat each row after its pictures were encoded; the copies
-                share their pictures.
-            encoded: Encoder outputs made earlier, by the modality's name; where there is none, the newest run counts.
+        Beams and num_return_sequences repeat each row after its pictures were encoded; the copies share their pictures.
 
         Raises:
             ValueError: an encoder output carries no signals of `layers`, or does not fit the prompt.
         """
         found: list[tuple[Span, Picture]] = []
         for modality in self.adapter.modalities:
-            if bool((tokens := input_ids == modality.token_id).any()):
-                output = encoded.get(modality.name)
-                vision = self.newest.get(modality.name) if output is None else getattr(output, SIGNALS, None)
-                found += self._find(input_ids, tokens, vision)
-        found.sort(key=lambda pair: (pair[0].row, int(pair[0].positions[0])))
-        return [span for span, _ in found], [picture for _, picture in found]
+            if bool((tokens := prefill.input_ids == modality.token_id).any()):
+                output = prefill.encoded.get(modality.name)
+                vision = prefill.visions.get(modality.name) if output is None else getattr(output, SIGNALS, None)
+                found += self._find(prefill.input_ids, tokens, vision)
+        return sorted(found, key=lambda pair: (pair[0].row, int(pair[0].positions[0])))
 
     def _find(self, input_ids: Tensor, tokens: Tensor, vision: Vision | None) -> list[tuple[Span, Picture]]:
         """The pictures of one modality, whose visual tokens are the True entries of `tokens` (B, S)."""

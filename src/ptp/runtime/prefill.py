@@ -1,0 +1,234 @@
+"""One prefill, from its prompt to the cache it leaves behind. Each call of the model has its own.
+
+Its life: `begin` (what came in, which text scores), `see` (what was encoded), `prune` at each stage (what stays), `mask` and
+`remaining.shorten` (what the layers are handed), `finish` (what the cache remembers), `record` (what the trace says).
+"""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.masking_utils import create_causal_mask
+
+from ..adapters import Adapter, Span
+from ..conversation import InstructionFinder
+from ..selection import Selection
+from .cache import Record, cache_bytes, compact_cache, finish_cache
+from .check import check_selection
+from .gather import merge, take
+from .incoming import Held, Incoming
+from .picture import Picture, Vision
+from .remaining import Remaining
+from .trace import ImageTrace, PrefillTrace
+
+
+class StageLike(Protocol):
+    """A stage, as far as the runtime cares."""
+
+    @property
+    def layer(self) -> int: ...
+    @property
+    def keep_ratio(self) -> float: ...
+
+
+class Method(Protocol):
+    """A pruning method, as far as the runtime cares."""
+
+    @property
+    def window(self) -> int: ...
+    @property
+    def vision_layers(self) -> tuple[int, ...]: ...
+    @property
+    def text_rows(self) -> Literal["instruction", "last"] | None: ...
+    @property
+    def text_reduce(self) -> Literal["max", "mean"]: ...
+    def stages(self, layers: int) -> tuple[StageLike, ...]: ...
+    def raters(self, picture: Picture) -> Tensor | None: ...
+    def select(self, picture: Picture, stage: Any) -> Selection: ...
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all prefills of a model share while it is pruned."""
+
+    adapter: Adapter
+    method: Method
+    instruction: InstructionFinder | None
+    stages: tuple[StageLike, ...]
+
+
+@dataclass
+class Prefill:
+    """State of one prefill; places, slots and indices are told apart in `remaining`.
+
+    Attributes:
+        setup: What it shares with others.
+        input_ids: (B, S) the new tokens. is_token: (B, S) bool, False is padding.
+        encoded: Encoder outputs that were passed, by modality. visions: What was read of those made in this call.
+        asked: (B, S) bool, the text tokens that score. asked_places: (B, R) where they are; asked_valid: (B, R).
+        cache: The KV cache, None without one. held: What it held before.
+        remaining: Which of the new tokens are left.
+        spans, pictures: Where the pictures are, and what may be read of them.
+        captured: Outputs of projections in the layer below the next stage.
+        late: Mask (B, S) and features of DeepStack, which the runtime adds in the model's place.
+        selections: Of the newest stage. layer_tokens: Visual tokens that each layer works on.
+        contexts: What ends with the prefill.
+    """
+
+    setup: Setup
+    input_ids: Tensor
+    is_token: Tensor
+    encoded: Mapping[str, Any]
+    asked: Tensor
+    asked_places: Tensor
+    asked_valid: Tensor
+    cache: Cache | None
+    held: Held
+    remaining: Remaining
+    visions: dict[str, Vision] = field(default_factory=dict)
+    spans: list[Span] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    captured: dict[str, Tensor] = field(default_factory=dict)
+    late: tuple[Tensor, Sequence[Tensor]] | None = None
+    selections: list[Selection] = field(default_factory=list)
+    layer_tokens: tuple[int, ...] = ()
+    contexts: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    @classmethod
+    def begin(cls, setup: Setup, incoming: Incoming) -> "Prefill":
+        """Take in a prompt with pictures.
+
+        Raises:
+            UnsupportedModelError, ValueError: it cannot be pruned.
+        """
+        incoming.check(setup.adapter)
+        input_ids: Any = incoming.input_ids
+        is_token, held = incoming.tokens()
+        asked = _asked(setup, input_ids, is_token)
+        places, valid = _pad_rows(asked)
+        return cls(
+            setup, input_ids, is_token, incoming.encoded, asked, places, valid, incoming.cache, held, Remaining(is_token)
+        )
+
+    def see(self, found: Sequence[tuple[Span, Picture]]) -> None:
+        """Take in the pictures, batch row by batch row and in prompt order."""
+        self.spans, self.pictures = [span for span, _ in found], [picture for _, picture in found]
+
+    def asked_slots(self) -> Tensor:
+        """(B, R) where the scoring text tokens are in the current sequence; they never leave."""
+        return self.remaining.slots().gather(1, self.asked_places)
+
+    def prune(self, stage: StageLike, pictures: Sequence[Picture], hidden: Tensor) -> Tensor:
+        """Let the method choose at a stage; the others leave.
+
+        Args:
+            pictures: With what may be read at this stage.
+            hidden: (B, S', D) the input of the stage's layer.
+
+        Returns:
+            (B, S'', D) of those that stay.
+        """
+        method = self.setup.method
+        self.selections = [check_selection(method.select(p, stage), p, stage.keep_ratio, method) for p in pictures]
+        self._count(stage.layer)
+        stays, slots = self.is_token.clone(), self.remaining.slots()
+        for span, selection, picture in zip(self.spans, self.selections, self.pictures, strict=True):
+            places = span.positions.to(stays.device)
+            kept = places[selection.kept.to(places.device)]
+            stays[span.row, places] = False
+            stays[span.row, kept] = True
+            if selection.merged is not None:
+                alive = slots[span.row, places[picture.alive.to(places.device)]]
+                targets = selection.merged[picture.alive.to(selection.merged.device)]
+                hidden = merge(hidden, span.row, alive, targets, slots[span.row, kept], selection.kept)
+        self.pictures = [replace(p, alive=s.kept) for p, s in zip(self.pictures, self.selections, strict=True)]
+        left = self.remaining.leave(stays)
+        if left is None:
+            return hidden  # the model runs exactly as it would alone
+        if self.cache is not None:
+            compact_cache(self.cache, stage.layer, self.held.valid.shape[1], left)
+        return take(hidden, left, dim=1)
+
+    def _count(self, layer: int) -> None:
+        before = sum(span.layout.tokens for span in self.spans)
+        after = sum(len(selection.kept) for selection in self.selections)
+        below = self.layer_tokens[:layer] if self.layer_tokens else (before,) * layer
+        self.layer_tokens = (*below, *(after,) * (len(self.setup.adapter.layers) - layer))
+
+    def mask(self, layer: int, hidden: Tensor, given: Any) -> Any:
+        """The attention mask of the current sequence; layers of a kind share it.
+
+        Args:
+            given: The layer's own. With sliding windows there may be more in it than what is causal; None is nothing more.
+        """
+        held, text = self.held, self.setup.adapter.text
+        if text.window is not None and given is not None:
+            return self.remaining.shorten_mask(given, held.valid.shape[1])
+
+        def causal() -> Any:
+            flat = None
+            if self.remaining.padded or not bool(held.valid.all()):
+                flat = torch.cat([held.valid, self.remaining.valid], dim=1).long()
+                flat = torch.nn.functional.pad(flat, (held.seen - held.valid.shape[1], 0))
+            return create_causal_mask(
+                config=text.config,
+                inputs_embeds=hidden,
+                attention_mask=flat,
+                past_key_values=self.cache if held.valid.shape[1] else None,
+                layer_idx=layer,
+            )
+
+        return self.remaining.once(create_causal_mask, causal)
+
+    def finish(self, cache: Cache | None) -> None:
+        """Let the cache know what it has seen and does not hold."""
+        if cache is not None and self.remaining.shorter:
+            valid = torch.cat([self.held.valid, self.remaining.valid], dim=1)
+            places = torch.cat([self.held.places, self.held.seen + self.remaining.places], dim=1)
+            finish_cache(cache, Record.of(valid, places, self.held.seen + self.input_ids.shape[1]))
+
+    def record(self, cache: Cache | None) -> PrefillTrace:
+        """What happened."""
+        images = []
+        for span, selection in zip(self.spans, self.selections, strict=True):
+            scores = {name: score.detach().float().cpu() for name, score in selection.scores.items()}
+            positions = self.held.seen + span.positions
+            text = self._instruction(span.row)
+            images.append(ImageTrace(span.row, span.layout, selection.budgets, selection.kept.cpu(), positions, scores, text))
+        seen = self.held.seen + self.input_ids.shape[1]
+        left = self.held.valid.shape[1] + self.remaining.places.shape[1]
+        size = cache_bytes(cache)
+        return PrefillTrace(
+            images=images,
+            visual_tokens=(sum(image.num_tokens for image in images), sum(len(image.kept) for image in images)),
+            layer_tokens=self.layer_tokens,
+            sequence_length=(seen, left),
+            cache_bytes=(size // left * seen, size),
+        )
+
+    def _instruction(self, row: int) -> str:
+        finder = self.setup.instruction
+        return "" if finder is None else finder.words(self.input_ids[row], self.asked[row])
+
+
+def _asked(setup: Setup, input_ids: Tensor, is_token: Tensor) -> Tensor:
+    """(B, S) bool: the text tokens that score, as the method wants them."""
+    if setup.method.text_rows == "last":
+        order = torch.arange(input_ids.shape[1], device=is_token.device)
+        return order == torch.where(is_token, order, -1).amax(dim=1, keepdim=True)
+    if setup.instruction is None:
+        return torch.zeros_like(is_token)
+    return setup.instruction.mask(input_ids, is_token, setup.adapter.visual_tokens(input_ids)) & is_token
+
+
+def _pad_rows(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns of the True entries of each row of a (B, S) mask, padded: (B, R) int64 and (B, R) bool validity."""
+    width = max(int(mask.sum(dim=1).max()), 1)
+    order = torch.arange(mask.shape[1], device=mask.device)
+    columns = torch.where(mask, order, mask.shape[1]).sort(dim=1).values[:, :width]
+    valid = columns < mask.shape[1]
+    return columns.where(valid, 0), valid

@@ -1,0 +1,121 @@
+"""Whatever people put together: a prefill is pruned exactly, or refused in one clear line."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from families import FAMILIES, WINDOW, encode, model_of, photo, tokenizer
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from masking import blinded, drops, watch
+
+from ptp.methods import METHODS
+from ptp.selection import total_budget
+
+WORDS = ("", "What is on it?", "Read the sign.\n\nThen count: 1, 2", "<image>", "é 中文 🙂", "a" * 60)
+SETTINGS = {
+    "pyramid": st.fixed_dictionaries(
+        {},
+        optional={
+            "alpha": st.floats(0, 1), "region_alpha": st.none() | st.floats(0, 1), "diversity": st.floats(0, 2),
+            "relevance": st.sampled_from([None, "attention", "similarity", "both"]),
+            "region": st.sampled_from(["thumbnail_attention", "attention_mass", "cls_similarity", "uniform"]),
+            "budgets": st.sampled_from(["picture", "tile"]), "normalize": st.sampled_from(["picture", "tile"]),
+            "thumbnail_keep": st.none() | st.floats(0, 1), "vision_layer": st.integers(-4, 3),
+        },
+    ),
+}  # fmt: skip
+LAYERED = [name for name in METHODS if "prune_layer" in METHODS[name].__dataclass_fields__]
+
+
+@dataclass
+class Case:
+    """One call: a family, the rows of a batch, a method."""
+
+    family: str
+    attention: str
+    rows: list[tuple[list[tuple[int, int]], str]]
+    method: str
+    settings: dict
+
+
+@st.composite
+def sides(draw) -> tuple[int, int]:
+    """Width and height in pixels; from 1 x 1 to 1 : 200 and 200 : 1."""
+    short = draw(st.integers(1, 220))
+    long = draw(st.integers(short, max(short, min(200 * short, 420)))) if draw(st.booleans()) else short
+    return (short, long) if draw(st.booleans()) else (long, short)
+
+
+@st.composite
+def cases(draw) -> Case:
+    name = draw(st.sampled_from(list(METHODS)))
+    own = draw(SETTINGS.get(name, st.just({})))
+    if name in LAYERED:
+        own = own | {"prune_layer": draw(st.integers(0, 4))}
+    rows = st.tuples(st.lists(sides(), max_size=3), st.sampled_from(WORDS))
+    return Case(
+        draw(st.sampled_from(list(FAMILIES))),
+        draw(st.sampled_from(["eager", "sdpa"])),
+        draw(st.lists(rows, min_size=1, max_size=3)),
+        name,
+        own | {"keep_ratio": draw(st.floats(0.001, 1.0))},
+    )
+
+
+def inputs_of(case: Case):
+    """What the family's own processor makes of it; None where it, or the model without pruning, refuses."""
+    prompts = [([photo(n, size) for n, size in enumerate(sizes)], text) for sizes, text in case.rows]
+    try:
+        inputs = encode(FAMILIES[case.family], *prompts)
+        with torch.no_grad():
+            model_of(FAMILIES[case.family], case.attention)(**inputs)
+    except Exception:
+        return None
+    return inputs
+
+
+def check(case: Case, patch: pytest.MonkeyPatch) -> None:
+    inputs = inputs_of(case)
+    assume(inputs is not None)
+    model = model_of(FAMILIES[case.family], case.attention)
+    with patch.context() as watching:
+        try:
+            method = METHODS[case.method](window=WINDOW, **case.settings)
+            selections = watch(watching, method)
+            with torch.no_grad(), method(model, tokenizer()) as trace:
+                output = model(**inputs)
+        except ValueError as error:
+            assert "\n" not in str(error) and str(error).endswith("."), "one line, with a remedy"
+            return
+    assert len(trace.images) == sum(len(sizes) for sizes, _ in case.rows)
+    last = method.stages(len(model.model.language_model.layers) if hasattr(model.model, "language_model") else 4)[-1]
+    for image in trace.images:
+        assert len(image.kept) == total_budget(last.keep_ratio, image.num_tokens)
+    if case.method == "visionzip" or not trace.images:
+        return  # it averages tokens, which no mask can say; without pictures nothing is pruned
+    gone = drops(inputs, trace, selections)
+    mask = inputs["attention_mask"].bool()
+    with torch.no_grad(), blinded(model, mask, (gone, None)):
+        expected = model(**inputs).logits
+    for row, stays in enumerate(mask & ~gone[max(gone)]):
+        count = int(stays.sum())
+        torch.testing.assert_close(output.logits[row, -count:], expected[row, stays], atol=2e-4, rtol=0)
+
+
+slow = settings(deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+
+
+@settings(slow, max_examples=100, derandomize=True)
+@given(case=cases())
+def test_it_is_exact_or_refused(case):
+    with pytest.MonkeyPatch.context() as patch:
+        check(case, patch)
+
+
+@pytest.mark.nightly
+@settings(slow, max_examples=1000)
+@given(case=cases())
+def test_it_is_exact_or_refused_many_times(case):
+    with pytest.MonkeyPatch.context() as patch:
+        check(case, patch)
