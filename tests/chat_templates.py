@@ -1,17 +1,19 @@
 """Chat templates that render what the families' checkpoints publish, and tokenizers that cut words as theirs do.
 
-The templates are written here, not copied; what they must render was read where `PUBLISHED` says.
+The templates are written here. What they must render is what these publish: `chat_template.json` of llava-v1.6-mistral-7b-hf
+and -vicuna-7b-hf, llava-onevision-qwen2-0.5b-ov-hf, Qwen2-VL-2B-Instruct, gemma-3-4b-it and SmolVLM-Instruct, as quoted in
+public code; transformers' default for SmolVLM, its conversion script for InternVL and its documentation of llava-v1.6-34b-hf;
+and what is in use for llama3-llava-next-8b-hf.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from torch import Tensor, tensor
+from torch import Tensor, isin, tensor
 from transformers import PreTrainedTokenizerFast
 
 CORPUS = [
@@ -133,11 +135,16 @@ ONEVISION = _filled(
     pictures=_filled(PICTURES, image="<image>"),
     texts=_filled(TEXTS, text="'\\n' + part.text"),
 )
-QWEN2 = """{%- for message in messages -%}
-{%- if loop.first and message.role != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif -%}
+_DEFAULT = """{%- if loop.first and message.role != 'system' -%}
+{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
+{%- endif -%}"""
+QWEN2 = _filled(
+    """{%- for message in messages -%}@default@
 {{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
 {%- endfor -%}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}"""
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}""",
+    default=_DEFAULT,
+)
 _IDEFICS = """{{ '@bos@' }}
 {%- for message in messages -%}
 {{ message.role.capitalize() + (':' if message.content[0].type == 'image' else ': ') }}@parts@{{ '<end_of_utterance>\\n' }}
@@ -147,19 +154,20 @@ SMOLVLM = _filled(_IDEFICS, bos="<|im_start|>", parts=_filled(IN_ORDER, image="<
 IDEFICS3 = _filled(_IDEFICS, bos="<|begin_of_text|>", parts=_filled(IN_ORDER, image="<image>", video="<video>"))
 _NUMBERED = """{%- for part in message.content -%}
 {%- if part.type in ('image', 'video') -%}{%- set count.value = count.value + 1 -%}
-{%- if add_vision_id %}{{ 'Picture ' ~ count.value ~ ': ' }}{% endif -%}{{ '<|vision_start|><|' + part.type + '_pad|><|vision_end|>' }}
+{%- if add_vision_id %}{{ 'Picture ' ~ count.value ~ ': ' }}{% endif -%}
+{{ '<|vision_start|><|' + part.type + '_pad|><|vision_end|>' }}
 {%- else -%}{{ part.text }}{%- endif -%}
 {%- endfor -%}"""
 QWEN2_5_VL = _filled(
     """{%- set count = namespace(value=0) -%}
-{%- for message in messages -%}
-{%- if loop.first and message.role != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif -%}
+{%- for message in messages -%}@default@
 {{ '<|im_start|>' + message.role + '\\n' }}
 {%- if message.content is string %}{{ message.content }}{% else %}@parts@{% endif -%}
 {{ '<|im_end|>\\n' }}
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}""",
     parts=_NUMBERED,
+    default=_DEFAULT,
 )
 QWEN3_VL = _filled(
     """{%- set count = namespace(value=0) -%}
@@ -203,6 +211,14 @@ GEMMA3 = """{{ bos_token }}
 {%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif -%}"""
 
 
+@dataclass
+class Processor:
+    """What ptp reads of a processor."""
+
+    tokenizer: Any
+    chat_template: Any = None
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """What a family's checkpoints publish.
@@ -213,6 +229,7 @@ class Checkpoint:
         pictures: What the processor writes in the place of each placeholder.
         tools: "own": the template knows tools; "role": it writes any role's name; None: it refuses them.
         strings: Whether messages are plain strings, in which people write the placeholder themselves.
+        video: The visual token of videos, where that is another.
     """
 
     tokenizer: Callable[[], PreTrainedTokenizerFast]
@@ -222,6 +239,7 @@ class Checkpoint:
     pictures: dict[str, str] = field(default_factory=dict)
     tools: str | None = None
     strings: bool = False
+    video: str = "<pad>"
 
     def render(self, messages: list[dict], prompt: bool = True, **settings: Any) -> str:
         """The prompt's text, pictures filled in."""
@@ -235,12 +253,13 @@ class Checkpoint:
             text = text.replace(placeholder, picture)
         return text
 
-    def encode(self, text: str) -> tuple[Tensor, Tensor, Tensor]:
-        """input_ids, is_token and visual, each (1, S)."""
+    def encode(self, text: str, starts: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+        """input_ids, is_token and visual, each (1, S); `starts`: not on a KV cache."""
         tokenizer = self.tokenizer()
-        bos = not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
+        bos = starts and not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
         ids = tensor([tokenizer.encode(text, add_special_tokens=bos)])
-        return ids, ids >= 0, ids == tokenizer.convert_tokens_to_ids(self.image)
+        visual = tensor(tokenizer.convert_tokens_to_ids([self.image, self.video]))
+        return ids, ids >= 0, isin(ids, visual)
 
     def processor(self) -> Any:
         """What AutoProcessor would return, as far as templates go."""
@@ -248,7 +267,7 @@ class Checkpoint:
             tokenizer_object=self.tokenizer().backend_tokenizer, bos_token=self.tokenizer().bos_token, pad_token="<pad>"
         )
         tokenizer.chat_template = self.tokenizer_template
-        return SimpleNamespace(tokenizer=tokenizer, chat_template=self.template) if self.template else tokenizer
+        return Processor(tokenizer, self.template) if self.template else tokenizer
 
 
 def typed(content: list[dict]) -> str:
@@ -286,7 +305,8 @@ CHECKPOINTS = {
         lambda: sentencepiece("</s>", "<image>"), "<image>", NEXT_VICUNA, None, LLAVA_PICTURE, "role"
     ),
     "llava-next yi": Checkpoint(
-        lambda: sentencepiece("<|startoftext|>", *CHATML, "<image>", prefix=False), "<image>", NEXT_YI, None, LLAVA_PICTURE, "role"
+        lambda: sentencepiece("<|startoftext|>", *CHATML, "<image>", prefix=False),
+        "<image>", NEXT_YI, None, LLAVA_PICTURE, "role",
     ),
     "llava-next llama 3": Checkpoint(
         lambda: byte_level("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<image>", bos="<|begin_of_text|>"),
@@ -297,7 +317,7 @@ CHECKPOINTS = {
     ),
     "smolvlm": Checkpoint(
         lambda: byte_level(
-            *CHATML, AROUND, "<global-img>", "<image>", "<end_of_utterance>", *(f"<row_{r}_col_{c}>" for r in (1, 2) for c in (1, 2))
+            *CHATML, AROUND, "<global-img>", "<image>", "<end_of_utterance>", "<row_1_col_1>", "<row_1_col_2>"
         ),
         "<image>", SMOLVLM, SMOLVLM, {"<image>": SPLIT}, "role",
     ),
@@ -306,10 +326,11 @@ CHECKPOINTS = {
         "<image>", IDEFICS3, None, {"<image>": SPLIT}, "role",
     ),
     "qwen2.5-vl": Checkpoint(_qwen, "<|image_pad|>", QWEN2_5_VL, QWEN2_5_VL, QWEN_PICTURE, "role"),
-    "qwen3-vl": Checkpoint(_qwen, "<|image_pad|>", QWEN3_VL, QWEN3_VL, QWEN_PICTURE, "own"),
+    "qwen3-vl": Checkpoint(_qwen, "<|image_pad|>", QWEN3_VL, QWEN3_VL, QWEN_PICTURE, "own", video="<|video_pad|>"),
     "gemma3": Checkpoint(
         lambda: sentencepiece(
-            "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<image_soft_token>", prefix=False, bos="<bos>"
+            "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<image_soft_token>",
+            prefix=False, bos="<bos>",
         ),
         "<image_soft_token>", GEMMA3, GEMMA3,
         {"<start_of_image>": f"\n\n<start_of_image>{'<image_soft_token>' * 8}<end_of_image>\n\n"},

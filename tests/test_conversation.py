@@ -1,5 +1,6 @@
 """The instruction is the user's own words, whatever template made the prompt."""
 
+import json
 import threading
 import time
 import warnings
@@ -7,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from chat_templates import CHECKPOINTS, GEMMA3, IMAGE, MISTRAL, ONEVISION, QWEN2, Checkpoint
-from transformers import PreTrainedTokenizerFast
+from chat_templates import AROUND, CHECKPOINTS, IMAGE, ONEVISION, Checkpoint, Processor, byte_level
+from transformers.models.smolvlm.processing_smolvlm import SmolVLMProcessor
 
 from ptp.conversation import InstructionFinder, find_tokenizer, reader
 
@@ -47,7 +48,8 @@ CONVERSATIONS = {
         [say("user", IMAGE, QUESTION), say("assistant", ANSWER), say("user", SECOND)], {}, SECOND,
     ),
     "a picture in a later turn": lambda _: (
-        [say("system", GUIDE), say("user", "Hello there."), say("assistant", ANSWER), say("user", IMAGE, QUESTION)], {}, QUESTION,
+        [say("system", GUIDE), say("user", "Hello there."), say("assistant", ANSWER), say("user", IMAGE, QUESTION)],
+        {}, QUESTION,
     ),
     "tools": lambda kind: (*tools(kind), QUESTION),
     "no generation prompt": lambda _: ([say("user", IMAGE, QUESTION)], {"prompt": False}, QUESTION),
@@ -78,3 +80,239 @@ def test_the_instruction_is_the_users_words(name, conversation):
     if conversation == "two pictures":  # templates that put pictures first join the texts; others part them by lines
         found, words = "".join(found.split()), "".join(words.split())
     assert found == words
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_a_second_turn_on_a_cache(name):
+    """Only the new tokens are there: from the end of the answer on, or from the user's turn on."""
+    checkpoint = CHECKPOINTS[name]
+    finder = InstructionFinder.of(MODEL, checkpoint.processor())
+    new = checkpoint.render(CONVERSATIONS["several turns"](None)[0]).split(ANSWER)[1]
+    inputs = checkpoint.encode(new, starts=False)
+    assert finder.words(inputs[0][finder.mask(*inputs)]) == SECOND
+
+
+def test_which_template():
+    """The processor's, then the tokenizer's; of named ones the default; the one whose turn is in the prompt."""
+    one = CHECKPOINTS["llava-onevision"]
+    text = one.render([say("system", GUIDE), say("user", IMAGE, QUESTION)])
+    tokenizer = one.processor().tokenizer  # with Qwen2's template
+    vicuna = CHECKPOINTS["llava-next vicuna"].template
+    for processor in (
+        tokenizer,
+        Processor(tokenizer),
+        Processor(tokenizer, vicuna),
+        Processor(tokenizer, {"tool_use": vicuna, "default": ONEVISION}),
+    ):
+        assert read(InstructionFinder.of(MODEL, processor), one, text) == QUESTION
+
+
+PAD = "<|vision_start|><|image_pad|><|vision_end|>"
+FRAMES = "".join(f"\nFrame from 00:0{n}:{AROUND}<global-img><image><image>{AROUND}" for n in range(2))
+INTRO = "You are provided the following series of two frames from a 0:00:02 [H:MM:SS] video.\n"
+LABELLED = {
+    "internvl": "Frame1: <img><IMG_CONTEXT></img>\nFrame2: <img><IMG_CONTEXT></img>\n",
+    "smolvlm": f"{INTRO}{FRAMES}\n\n",
+    "idefics3": "Image-1: <image>\nImage-2: <image>\n",
+    "qwen2.5-vl": f"Picture 1: {PAD}Picture 2: {PAD}",
+    "qwen3-vl": f"<0.5 seconds>{PAD}<1.5 seconds>{PAD.replace('image', 'video')}",
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("name", LABELLED)
+def test_labels_of_pictures_and_frames_are_not_the_users(name, first):
+    checkpoint = CHECKPOINTS[name]
+    processor = SmolVLMProcessor.__new__(SmolVLMProcessor) if name == "smolvlm" else Processor(None)
+    processor.tokenizer, processor.chat_template = checkpoint.processor().tokenizer, checkpoint.template
+    words = "Describe the clip: what happens at 00:01?"
+    text = checkpoint.render([say("user", f"{LABELLED[name]}{words}" if first else f"{words}{LABELLED[name]}")])
+    assert read(InstructionFinder.of(MODEL, processor), checkpoint, text) == words
+
+
+def test_words_before_a_picture_that_are_no_label():
+    checkpoint = CHECKPOINTS["qwen2.5-vl"]
+    words = "Is 5 < 7 as the user: says in picture 1: \n"
+    text = checkpoint.render([say("user", words, IMAGE)])
+    assert read(InstructionFinder.of(MODEL, checkpoint.processor()), checkpoint, text) == words.strip()
+
+
+@pytest.mark.parametrize("name", ["gemma3", "llava-next mistral, its text model's template"])
+def test_several_paragraphs(name):
+    """Where system prompts are written into the user's turn, a picture behind tells them from the user's words."""
+    checkpoint = CHECKPOINTS[name]
+    finder = InstructionFinder.of(MODEL, checkpoint.processor())
+    paragraphs = "Some context.\n\nA question?"
+    assert read(finder, checkpoint, checkpoint.render([say("user", IMAGE, paragraphs)])) == paragraphs
+    guided = checkpoint.render([say("system", GUIDE), say("user", IMAGE, paragraphs)])
+    assert read(finder, checkpoint, guided) == paragraphs
+    inputs = checkpoint.encode(checkpoint.render([say("user", paragraphs, IMAGE)]))
+    with pytest.warns(UserWarning, match=r"first paragraph was taken too.*pass instruction="):
+        assert finder.words(inputs[0][finder.mask(*inputs)]) == paragraphs
+
+
+INST = """{%- for message in messages -%}
+{%- if message.role == 'user' -%}
+{%- set system = '<<SYS>>\\n' + messages[0].content + '\\n<</SYS>>\\n\\n' -%}
+{{ '<s>[INST] ' + (system if loop.index0 == 1 else '') + message.content + ' [/INST]' }}
+{%- elif message.role == 'assistant' -%}{{ ' ' + message.content + ' </s>' }}{%- endif -%}
+{%- endfor -%}"""
+ROLES = """{%- for message in messages -%}{{ '<|' + message.role + '|>\\n' + message.content + '<|end|>\\n' }}{%- endfor -%}"""
+WORDS = """{%- for message in messages -%}
+{{ '### ' + message.role.title() + ':\\n' + message.content + '\\n\\n' }}{%- endfor -%}{{ '### Assistant:\\n' }}"""
+
+
+@pytest.mark.parametrize("template", [INST, ROLES, WORDS])
+@pytest.mark.parametrize("special", [("<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"), ("<s>",)])
+def test_other_ways_to_write_turns(template, special):
+    """Roles that are special tokens themselves, or words; markers that are not special."""
+    checkpoint = Checkpoint(lambda: byte_level(*special), "<pad>", None, template)
+    talk = [{"role": "system", "content": GUIDE}, {"role": "user", "content": QUESTION}]
+    more = [*talk, {"role": "assistant", "content": ANSWER}, {"role": "user", "content": SECOND}]
+    finder = InstructionFinder.of(MODEL, checkpoint.processor())
+    assert read(finder, checkpoint, checkpoint.render(talk)) == QUESTION
+    assert read(finder, checkpoint, checkpoint.render(more)) == SECOND
+
+
+def test_a_padded_batch_and_words_with_a_gap():
+    checkpoint = CHECKPOINTS["qwen2.5-vl"]
+    finder = InstructionFinder.of(MODEL, checkpoint.processor())
+    talks = [
+        [say("user", IMAGE, QUESTION)],
+        [say("user", SECOND)],
+        [say("user", "What", IMAGE, "is it?")],
+        [say("user", IMAGE)],
+    ]
+    rows = [checkpoint.encode(checkpoint.render(talk)) for talk in talks]
+    length = max(ids.shape[1] for ids, *_ in rows)
+    ids, is_token, visual = (
+        torch.cat([torch.nn.functional.pad(row[part], (length - row[part].shape[1], 0)) for row in rows]) for part in range(3)
+    )
+    mask = finder.mask(ids, is_token, visual)
+    assert mask.shape == ids.shape and mask.dtype == torch.bool
+    assert [finder.words(*row) for row in zip(ids, mask, strict=True)] == [QUESTION, SECOND, "What is it?", ""]
+
+
+def test_no_template_means_all_words():
+    checkpoint = Checkpoint(lambda: byte_level("<image>"), "<image>", None)
+    finder = InstructionFinder.of(MODEL, checkpoint.processor())
+    assert read(finder, checkpoint, "<image><image> A caption of") == "A caption of"
+
+
+@pytest.mark.parametrize("template", [ONEVISION, "{{ raise_exception('never') }}", "{{ messages }}"])
+def test_a_turn_that_is_not_found_is_said_once(template):
+    checkpoint = Checkpoint(lambda: byte_level("<image>", "<|im_start|>", "<|im_end|>"), "<image>", template)
+    finder = InstructionFinder.of(MODEL, checkpoint.processor())
+    inputs = checkpoint.encode("<image>Question: what is it? Answer:")
+    with pytest.warns(UserWarning, match=r"all of its words.*Question: what is it\? Answer:.*pass instruction="):
+        mask = finder.mask(*inputs)
+    assert finder.words(inputs[0][mask]) == "Question: what is it? Answer:"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(finder.mask(*inputs), mask)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl", "llava-next vicuna"])
+@pytest.mark.parametrize("words", ["the sign   say:\n禁止 or", "Straße?", QUESTION, f"this {QUESTION}"])
+def test_stated_words(name, words):
+    """The last place of them, across pictures, whatever the white space and the tokens."""
+    checkpoint = CHECKPOINTS[name]
+    talk = [
+        say("user", "the sign say: 禁止 or Straße?"),
+        say("assistant", ANSWER),
+        say("user", "What of this ", IMAGE, QUESTION),
+    ]
+    inputs = checkpoint.encode(checkpoint.render(talk))
+    finder = InstructionFinder.of(MODEL, checkpoint.processor(), words)
+    mask = finder.mask(*inputs)
+    if words.startswith("this") and name == "llava-next vicuna":  # pictures first
+        assert finder.words(inputs[0][mask]).split() == words.split()
+    assert finder.words(inputs[0][0], mask[0]).split() == words.split()
+    assert not (mask & inputs[2]).any()
+    last = mask.nonzero()[-1, 1]
+    assert last > inputs[2].nonzero()[-1, 1]
+
+
+def test_stated_words_of_each_row():
+    checkpoint = CHECKPOINTS["qwen2.5-vl"]
+    ids, is_token, visual = (
+        part.expand(4, -1) for part in checkpoint.encode(checkpoint.render([say("user", IMAGE, QUESTION)]))
+    )
+    finder = InstructionFinder.of(MODEL, checkpoint.processor(), ["sign", "Straße?"])  # two beams of each
+    mask = finder.mask(ids, is_token, visual)
+    assert [finder.words(*row) for row in zip(ids, mask, strict=True)] == ["sign", "sign", "Straße?", "Straße?"]
+    with pytest.raises(ValueError, match="2 texts for a batch of 3 rows"):
+        finder.mask(ids[:3], is_token[:3], visual[:3])
+    absent = InstructionFinder.of(MODEL, checkpoint.processor(), "bicycle")
+    with pytest.raises(ValueError, match=r"row 0 lacks it: 'bicycle'\. Pass"):
+        absent.mask(ids, is_token, visual)
+    assert not absent.mask(ids, is_token, torch.zeros_like(visual)).any()  # nothing to prune there
+
+
+def test_a_stated_mask():
+    checkpoint = CHECKPOINTS["qwen2.5-vl"]
+    ids, is_token, visual = (
+        part.expand(4, -1) for part in checkpoint.encode(checkpoint.render([say("user", IMAGE, QUESTION)]))
+    )
+    wanted = torch.zeros(2, ids.shape[1], dtype=torch.long)
+    wanted[0, -3], wanted[1, -4] = 1, 1
+    for processor in (None, checkpoint.processor()):
+        finder = InstructionFinder.of(MODEL, processor, wanted)
+        assert torch.equal(finder.mask(ids, is_token, visual), wanted.bool().repeat_interleave(2, 0))
+    assert InstructionFinder.of(MODEL, None, wanted).words([1, 2]) == ""
+    with pytest.raises(ValueError, match=rf"input_ids, \(4, {ids.shape[1] - 1}\), got \(2, {ids.shape[1]}\)\. Pass"):
+        finder.mask(ids[:, 1:], is_token[:, 1:], visual[:, 1:])
+
+
+@pytest.mark.parametrize("wrong", ["", "  ", [], ["a", ""], 7, torch.ones(3, dtype=torch.bool), torch.ones(1, 3)])
+def test_instructions_that_are_none(wrong):
+    with pytest.raises(ValueError, match=r"instruction .*, got .*\. Pass the words"):
+        InstructionFinder.of(MODEL, CHECKPOINTS["internvl"].processor(), wrong)
+
+
+def test_nothing_to_read_with():
+    with pytest.raises(ValueError, match=r"takes the model's tokenizer, .* Pass"):
+        InstructionFinder.of(MODEL, None)
+    with pytest.raises(ValueError, match=r"processor must be .*, got int\. Pass"):
+        InstructionFinder.of(MODEL, 7)
+    assert find_tokenizer(MODEL, None) is None and reader(MODEL, None)([1]) == ""
+
+
+def test_what_is_saved_beside_the_weights(tmp_path):
+    """The processor's template is read without building a processor, and before the tokenizer's."""
+    checkpoint = CHECKPOINTS["llava-onevision"]
+    tokenizer = checkpoint.processor().tokenizer
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": ONEVISION}))
+    model = SimpleNamespace(name_or_path=str(tmp_path))
+    assert [turns.later for turns in InstructionFinder.of(model, None).turns][:1] != [None]
+    text = checkpoint.render([say("system", GUIDE), say("user", IMAGE, QUESTION)])
+    assert read(InstructionFinder.of(model, None), checkpoint, text) == QUESTION
+    assert reader(model, None)(tokenizer.encode("Which sign")) == "Which sign"
+
+
+def test_threads_get_what_one_gets():
+    checkpoint = CHECKPOINTS["smolvlm"]
+    finder = InstructionFinder.of(MODEL, checkpoint.processor())
+    inputs = checkpoint.encode(checkpoint.render([say("user", IMAGE, QUESTION)]))
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(finder.mask(*inputs))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8 and all(torch.equal(mask, finder.mask(*inputs)) for mask in found)
+
+
+def test_visual_tokens_cost_nothing():
+    """The time of a prompt with 3,328 visual tokens is that of its words."""
+    checkpoint = CHECKPOINTS["internvl"]
+    finder = InstructionFinder.of(MODEL, checkpoint.processor())
+    talk = [say("system", "Be brief. " * 8), say("user", IMAGE, f"{QUESTION} {SECOND}")]
+    ids, is_token, visual = checkpoint.encode(checkpoint.render(talk).replace("<IMG_CONTEXT>" * 8, "<IMG_CONTEXT>" * 3328))
+    times = []
+    for _ in range(20):
+        start = time.perf_counter()
+        finder.mask(ids, is_token, visual)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.005

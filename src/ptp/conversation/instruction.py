@@ -20,7 +20,7 @@ from .turns import Turns
 EXPLICIT = "To say it explicitly, pass instruction=... (the words as they stand in the prompt, or a (B, S) mask)."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InstructionFinder:
     """Finds the user's words in prompts. Many threads may use one.
 

@@ -10,10 +10,11 @@ from .text import CUT, MARKERS, PICTURE
 
 AHEAD = rf"(?=[\s{MARKERS}]*{PICTURE})"
 NUMBERED = r"(?:[^\W\d]+[ ])?[^\W\d]+[-#\ ]?\d[\d.:]*\s*:"
+BRACKETED = re.compile(rf"<[^<>\n]{{1,40}}>{AHEAD}")
+"""<0.5 seconds>; <row_1_col_1> where it is no token."""
 LABEL = re.compile(
-    rf"""(?:<[^<>\n]{{1,40}}>                                  # <0.5 seconds>, <row_1_col_1> where it is no token
-    | (?:\A|(?<=[\n{MARKERS}]))\s*{NUMBERED}                   # a line of its own: Frame1:, Image-1:, Frame from 00:01:
-    | (?<=\S)[A-Z][a-z]+[-#\ ]?\d[\d.:]*\s*:                   # joined to what is before it: What is this?Picture 1:
+    rf"""(?:(?:\A|(?<=[\n{MARKERS}]))\s*{NUMBERED}             # a line of its own: Frame1:, Image-1:, Frame from 00:01:
+    | (?<=\S)[A-Z][a-z]+[-#\ ]?\d[\d.:]*\s*:                # joined to what is before it: What is this?Picture 1:
     ){AHEAD}""",
     re.VERBOSE,
 )
@@ -49,6 +50,6 @@ def _strings(processor: Any) -> Iterator[str]:
 
 def without_labels(text: str, sentences: re.Pattern[str]) -> str:
     """The text of a turn, as long as it was, with `CUT` in the place of labels."""
-    for pattern in (LABEL, sentences):  # the sentence before the first frame stands before its label
+    for pattern in (BRACKETED, LABEL, sentences):  # each may stand before one of those before it
         text = pattern.sub(lambda match: CUT * len(match[0]), text)
     return text
