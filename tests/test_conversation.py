@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from chat_templates import AROUND, CHECKPOINTS, IMAGE, ONEVISION, Checkpoint, Processor, byte_level
+from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 from transformers.models.smolvlm.processing_smolvlm import SmolVLMProcessor
 
 from ptp.conversation import InstructionFinder, find_tokenizer, reader
@@ -115,6 +116,7 @@ LABELLED = {
     "smolvlm": f"{INTRO}{FRAMES}\n\n",
     "idefics3": "Image-1: <image>\nImage-2: <image>\n",
     "qwen2.5-vl": f"Picture 1: {PAD}Picture 2: {PAD}",
+    "gemma3": "Here is the original image <start_of_image> and here are some crops to help you see better <start_of_image>",
     "qwen3-vl": f"<0.5 seconds>{PAD}<1.5 seconds>{PAD.replace('image', 'video')}",
 }
 
@@ -123,7 +125,8 @@ LABELLED = {
 @pytest.mark.parametrize("name", LABELLED)
 def test_labels_of_pictures_and_frames_are_not_the_users(name, first):
     checkpoint = CHECKPOINTS[name]
-    processor = SmolVLMProcessor.__new__(SmolVLMProcessor) if name == "smolvlm" else Processor(None)
+    kind = {"smolvlm": SmolVLMProcessor, "gemma3": Gemma3Processor}.get(name, Processor)  # some state sentences in their code
+    processor = kind.__new__(kind)
     processor.tokenizer, processor.chat_template = checkpoint.processor().tokenizer, checkpoint.template
     words = "Describe the clip: what happens at 00:01?"
     text = checkpoint.render([say("user", f"{LABELLED[name]}{words}" if first else f"{words}{LABELLED[name]}")])
@@ -285,7 +288,7 @@ def test_what_is_saved_beside_the_weights(tmp_path):
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": ONEVISION}))
     model = SimpleNamespace(name_or_path=str(tmp_path))
-    assert [turns.later for turns in InstructionFinder.of(model, None).turns][:1] != [None]
+    assert len(InstructionFinder.of(model, None).turns) == 2
     text = checkpoint.render([say("system", GUIDE), say("user", IMAGE, QUESTION)])
     assert read(InstructionFinder.of(model, None), checkpoint, text) == QUESTION
     assert reader(model, None)(tokenizer.encode("Which sign")) == "Which sign"

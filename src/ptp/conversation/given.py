@@ -77,6 +77,6 @@ def find_words(prompt: PromptText, words: str) -> Tensor | None:
     last = found[-1]
     spans = [
         prompt.tokens(last.start() + part.start(), last.start() + part.end())
-        for part in re.finditer(rf"[^{MARKERS}]+", last[0])
+        for part in re.finditer(rf"[^\s{MARKERS}]([^{MARKERS}]*[^\s{MARKERS}])?", last[0])
     ]
     return torch.cat([torch.arange(span.start, span.stop) for span in spans])

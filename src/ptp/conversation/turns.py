@@ -8,8 +8,6 @@ from typing import Literal
 
 from .text import MARKERS, is_marker
 
-TRAILING = re.compile(r"\s*\Z")
-
 
 @dataclass(frozen=True)
 class Turn:
@@ -41,26 +39,26 @@ class Turns:
 
     def find(self, text: str) -> Turn | None:
         """The last turn that is the user's; None where there is none."""
-        turns, end = list[tuple[str, Turn]](), 0
+        turns, end = list[Turn](), 0
         for match in self.opening.finditer(text):
             if match.start() < end:  # within the turn before
                 continue
             closes = self.closing.search(text, match.end())
             end = closes.start() if closes else len(text)
             if self.tool_opening is None or not text[match.end() : end].lstrip().startswith(self.tool_opening):
-                turns.append((text[: match.end()], Turn(match.end(), end)))
-        if not turns:
-            return None
-        before, turn = turns[-1]
-        first = len(turns) == 1 and (self.later is None or not _bare(before[-200:]).endswith(self.later))
-        return self._without_system(text, turn) if self.system == "last" or (self.system == "first" and first) else turn
+                turns.append(Turn(match.end(), end))
+        if not turns or self.system is None:
+            return turns[-1] if turns else None
+        before = "".join(text[: turns[0].start].split())
+        first = len(turns) == 1 and (self.later is None or not before.endswith(self.later))
+        return self._without_system(text, turns[-1]) if first or self.system == "last" else turns[-1]
 
     def _without_system(self, text: str, turn: Turn) -> Turn:
         """The turn, less the system prompt written into it.
 
-        Where a blank line is all that parts the two, only a picture tells them from two paragraphs of the user's: one that
-        stands between them has the template's blank line before it besides what stands on both its sides. Without it all
-        the words are the user's, which is a guess if there are several paragraphs.
+        Where a blank line is all that parts the two, only a picture between them tells them from two paragraphs of the user's:
+        it has the template's blank line before it, besides what the processor writes on both its sides. Otherwise all the
+        words are taken, so that none of the user's are lost: a guess, if there are several paragraphs.
         """
         own = text[turn.start : turn.end]
         if self.system_end.strip():
@@ -82,10 +80,6 @@ class Turns:
 def _lines(text: str, strip: Callable[[str], str]) -> int:
     """How many line ends stand at the side of a text that `strip` strips."""
     return text.count("\n") - strip(text).count("\n")
-
-
-def _bare(text: str) -> str:
-    return "".join(text.split())
 
 
 def spaced(text: str) -> str:
