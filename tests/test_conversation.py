@@ -9,9 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from chat_templates import ONEVISION
-from checkpoints import AROUND, CHECKPOINTS, IMAGE, MODEL, Checkpoint, Processor, byte_level, say
-from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
-from transformers.models.smolvlm.processing_smolvlm import SmolVLMProcessor
+from chat_tokenizers import byte_level
+from checkpoints import CHECKPOINTS, IMAGE, MODEL, Checkpoint, Processor, read, say
 
 from ptp.conversation import InstructionFinder, reader
 
@@ -53,16 +52,6 @@ CONVERSATIONS = {
 }  # fmt: skip
 
 
-def read(finder, checkpoint, text):
-    """What the mask marks, decoded as it is; warnings are errors."""
-    inputs = checkpoint.encode(text)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        mask = finder.mask(*inputs)
-    assert not (mask & inputs[2]).any()
-    return finder.words(inputs[0][mask])
-
-
 @pytest.mark.parametrize("name", CHECKPOINTS)
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
 def test_the_instruction_is_the_users_words(name, conversation):
@@ -100,52 +89,6 @@ def test_which_template():
         assert read(InstructionFinder.of(MODEL, processor), one, text) == QUESTION
 
 
-PAD = "<|vision_start|><|image_pad|><|vision_end|>"
-FRAMES = "".join(f"\nFrame from 00:0{n}:{AROUND}<global-img><image><image>{AROUND}" for n in range(2))
-INTRO = "You are provided the following series of two frames from a 0:00:02 [H:MM:SS] video.\n"
-LABELLED = {
-    "internvl": "Frame1: <img><IMG_CONTEXT></img>\nFrame2: <img><IMG_CONTEXT></img>\n",
-    "smolvlm": f"{INTRO}{FRAMES}\n\n",
-    "idefics3": "Image-1: <image>\nImage-2: <image>\n",
-    "qwen2.5-vl": f"Picture 1: {PAD}Picture 2: {PAD}",
-    "gemma3": "Here is the original image <start_of_image> and here are some crops to help you see better <start_of_image>",
-    "qwen3-vl": f"<0.5 seconds>{PAD}<1.5 seconds>{PAD.replace('image', 'video')}",
-}
-
-
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("name", LABELLED)
-def test_labels_of_pictures_and_frames_are_not_the_users(name, first):
-    checkpoint = CHECKPOINTS[name]
-    kind = {"smolvlm": SmolVLMProcessor, "gemma3": Gemma3Processor}.get(name, Processor)  # some state sentences in their code
-    processor = kind.__new__(kind)
-    processor.tokenizer, processor.chat_template = checkpoint.processor().tokenizer, checkpoint.template
-    words = "Describe the clip: what happens at 00:01?"
-    text = checkpoint.render([say("user", f"{LABELLED[name]}{words}" if first else f"{words}{LABELLED[name]}")])
-    assert read(InstructionFinder.of(MODEL, processor), checkpoint, text) == words
-
-
-def test_words_before_a_picture_that_are_no_label():
-    checkpoint = CHECKPOINTS["qwen2.5-vl"]
-    words = "Is 5 < 7 as the user: says in picture 1: \n"
-    text = checkpoint.render([say("user", words, IMAGE)])
-    assert read(InstructionFinder.of(MODEL, checkpoint.processor()), checkpoint, text) == words.strip()
-
-
-@pytest.mark.parametrize("name", ["gemma3", "llava-next mistral, its text model's template"])
-def test_several_paragraphs(name):
-    """Where system prompts are written into the user's turn, a picture behind tells them from the user's words."""
-    checkpoint = CHECKPOINTS[name]
-    finder = InstructionFinder.of(MODEL, checkpoint.processor())
-    paragraphs = "Some context.\n\nA question?"
-    assert read(finder, checkpoint, checkpoint.render([say("user", IMAGE, paragraphs)])) == paragraphs
-    guided = checkpoint.render([say("system", GUIDE), say("user", IMAGE, paragraphs)])
-    assert read(finder, checkpoint, guided) == paragraphs
-    inputs = checkpoint.encode(checkpoint.render([say("user", paragraphs, IMAGE)]))
-    with pytest.warns(UserWarning, match=r"first paragraph was taken too.*pass instruction="):
-        assert finder.words(inputs[0][finder.mask(*inputs)]) == paragraphs
-
-
 INST = """{%- for message in messages -%}
 {%- if message.role == 'user' -%}
 {%- set system = '<<SYS>>\\n' + messages[0].content + '\\n<</SYS>>\\n\\n' -%}
@@ -153,14 +96,15 @@ INST = """{%- for message in messages -%}
 {%- elif message.role == 'assistant' -%}{{ ' ' + message.content + ' </s>' }}{%- endif -%}
 {%- endfor -%}"""
 ROLES = """{%- for message in messages -%}{{ '<|' + message.role + '|>\\n' + message.content + '<|end|>\\n' }}{%- endfor -%}"""
+PRINTED = """{%- for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor -%}"""
 WORDS = """{%- for message in messages -%}
 {{ '### ' + message.role.title() + ':\\n' + message.content + '\\n\\n' }}{%- endfor -%}{{ '### Assistant:\\n' }}"""
 
 
-@pytest.mark.parametrize("template", [INST, ROLES, WORDS])
+@pytest.mark.parametrize("template", [INST, ROLES, PRINTED, WORDS])
 @pytest.mark.parametrize("special", [("<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"), ("<s>",)])
 def test_other_ways_to_write_turns(template, special):
-    """Roles that are special tokens themselves, or words; markers that are not special."""
+    """Roles that are special tokens themselves, or words; markers that are not special; parts printed as they are."""
     checkpoint = Checkpoint(lambda: byte_level(*special), "<pad>", None, template)
     talk = [{"role": "system", "content": GUIDE}, {"role": "user", "content": QUESTION}]
     more = [*talk, {"role": "assistant", "content": ANSWER}, {"role": "user", "content": SECOND}]

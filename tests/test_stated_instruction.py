@@ -54,6 +54,8 @@ def test_a_stated_mask():
     for processor in (None, checkpoint.processor()):
         finder = InstructionFinder.of(MODEL, processor, wanted)
         assert torch.equal(finder.mask(ids, is_token, visual), wanted.bool().repeat_interleave(2, 0))
+    assert torch.equal(InstructionFinder.of(MODEL, None, torch.ones_like(ids)).mask(ids, is_token, visual), ~visual)
+    assert not InstructionFinder.of(MODEL, None, torch.ones_like(ids)).mask(ids, ~is_token, visual).any()
     assert InstructionFinder.of(MODEL, None, wanted).words([1, 2]) == ""
     with pytest.raises(ValueError, match=rf"input_ids, \(4, {ids.shape[1] - 1}\), got \(2, {ids.shape[1]}\)\. Pass"):
         finder.mask(ids[:, 1:], is_token[:, 1:], visual[:, 1:])
