@@ -2,8 +2,8 @@
 
 The templates are written here. What they must render is what these publish: `chat_template.json` of llava-v1.6-mistral-7b-hf
 and -vicuna-7b-hf, llava-onevision-qwen2-0.5b-ov-hf, Qwen2-VL-2B-Instruct, gemma-3-4b-it and SmolVLM-Instruct, as quoted in
-public code; transformers' default for SmolVLM, its conversion script for InternVL and its documentation of llava-v1.6-34b-hf;
-and what is in use for llama3-llava-next-8b-hf.
+public code; transformers' default for SmolVLM; and, by what is in use for them elsewhere, InternVL, llava-v1.6-34b-hf,
+llama3-llava-next-8b-hf, Idefics3 and Mistral's own.
 """
 
 

@@ -88,3 +88,12 @@ def prune(model: Any, inputs: dict[str, Tensor], method: Pruner, **call: Any) ->
     """The output of a prefill and its trace."""
     with torch.no_grad(), method(model, tokenizer()) as trace:
         return model(**inputs, **call), trace
+
+
+def places_of(words: str, ids: Tensor) -> list[int]:
+    """Where in a row of ids (S,) some words stand, by trying every stretch of it."""
+    for start in range(len(ids)):
+        for end in range(start + 1, min(start + 2 * len(words), len(ids)) + 1):
+            if tokenizer().decode(ids[start:end]) == words:
+                return list(range(start, end))
+    raise AssertionError(f"{words!r} is not in the prompt")

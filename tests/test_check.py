@@ -41,7 +41,7 @@ CASES = {
     "twice": (lambda p, k: selection(p, k.clone().index_fill(0, torch.tensor([1]), 0)), "hold no index twice"),
     "out of range": (lambda p, k: Selection(k + 2, [8] * 5), "kept must be among picture.alive"),
     "negative": (lambda p, k: Selection(k - 1, [8] * 5), "kept must be among picture.alive"),
-    "wrong budgets": (lambda p, k: selection(p, k, [40, 0, 0, 0, 0]), r"tokens kept in each tile, \[8, 8, 8, 8, 8\], got \[40, 0"),
+    "wrong budgets": (lambda p, k: selection(p, k, [40, 0, 0, 0, 0]), r"kept in each tile, \[8, 8, 8, 8, 8\], got \[40, 0"),
     "short budgets": (lambda p, k: selection(p, k, [40]), r"got \[40\]\. picture.count_per_tile"),
     "merged, short": (lambda p, k: selection(p, k, merged=torch.zeros(10).long()), r"merged must be \(80,\) int64"),
     "merged, floats": (lambda p, k: selection(p, k, merged=merged(k).float()), r"merged must be \(80,\) int64"),
@@ -56,9 +56,8 @@ def test_a_wrong_selection_is_refused_by_name(case):
     decide, message = CASES[case]
     method = type("Mistaken", (Wrong,), {"decide": staticmethod(decide)})()
     model, inputs = small_model(), encode(prompt(picture(1, (2, 2))))
-    with torch.no_grad(), method(model):
-        with pytest.raises(ValueError, match=f"Mistaken.select: .*{message}"):
-            model(**inputs)
+    with torch.no_grad(), method(model), pytest.raises(ValueError, match=f"Mistaken.select: .*{message}"):
+        model(**inputs)
     with torch.no_grad():
         model(**inputs)
 
@@ -85,7 +84,7 @@ def test_a_later_stage_chooses_among_what_is_left():
 @pytest.mark.parametrize("layers", [None, 3, [0], ("last",), (True,)])
 def test_vision_layers_must_be_a_tuple_of_numbers(layers):
     method = type("Mistaken", (Wrong,), {"vision_layers": property(lambda self: layers)})()
-    with pytest.raises(ValueError, match="Mistaken.vision_layers must be a property that returns a tuple of layer numbers"):
+    with pytest.raises(ValueError, match=r"Mistaken.vision_layers must be a property that returns a tuple of layer numbers"):
         ptp.attach(small_model(), method)
 
 
@@ -104,7 +103,7 @@ def test_a_layer_that_is_not_there_is_reported_by_its_setting(setting):
 
 def test_stages_must_be_stages():
     method = type("Mistaken", (Wrong,), {"stages": lambda self, layers: ()})()
-    with pytest.raises(ValueError, match="Mistaken.stages must return at least one Stage"):
+    with pytest.raises(ValueError, match=r"Mistaken.stages must return at least one Stage"):
         ptp.attach(small_model(), method)
     method = type("Mistaken", (Wrong,), {"stages": lambda self, layers: [(0, 0.5)]})()
     with pytest.raises(ValueError, match=r"Mistaken.stages must return Stages, got \(0, 0.5\)"):

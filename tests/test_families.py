@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from families import FAMILIES, QUESTION, encode, model_of, picture, prune, pruner, tokenizer
+from conftest import footprint
+from families import FAMILIES, QUESTION, encode, model_of, picture, places_of, prune, pruner, tokenizer
 from masking import assert_dropping_equals_masking, blinded, drops, extended, watch
 from saliency_loops import token_saliency
 from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
 from ptp.adapters import adapter_for
-from ptp.adapters.instruction import turn_markers
 from ptp.methods import METHODS
 
 
@@ -90,8 +90,7 @@ def test_scores_equal_the_loop(family, layer):
     model = model_of(family, "eager")
     with torch.no_grad():
         maps = model(**inputs, output_attentions=True).attentions[max(layer - 1, 0)][0].mean(dim=0)
-    asked = turn_markers(tokenizer()).mask(inputs["input_ids"], inputs["attention_mask"])[0].nonzero()[:, 0]
-    assert tokenizer().decode(inputs["input_ids"][0, asked]) == QUESTION
+    asked = places_of(QUESTION, inputs["input_ids"][0])
     image = adapter_for(model).visual_tokens(inputs["input_ids"])[0].nonzero()[:, 0].tolist()
     assert len(image) == len(expected)
     for attention in ("eager", "sdpa"):

@@ -10,7 +10,6 @@ from transformers import Qwen2ForCausalLM
 
 import ptp
 from ptp.adapters import adapter_for
-from ptp.adapters.instruction import turn_markers
 
 
 def pruned(model, inputs, **settings):
@@ -185,16 +184,18 @@ def test_the_grid_is_read_off_the_pixels(grid):
         ),
     ],
 )
-def test_the_instruction_is_the_last_user_turn(conversation, instruction):
-    inputs = encode(conversation, prompt(question="x"))
-    mask = turn_markers(tokenizer()).mask(inputs["input_ids"], inputs["attention_mask"])
-    assert tokenizer().decode(inputs["input_ids"][0, mask[0]]) == instruction
-    assert tokenizer().decode(inputs["input_ids"][1, mask[1]]) == "x"
-
-
-def test_a_prompt_without_turns_is_all_instruction():
-    ids = tokenizer()("What is on the red circle?", return_tensors="pt")
-    assert turn_markers(tokenizer()).mask(ids.input_ids, ids.attention_mask).all()
+def test_the_trace_tells_the_instruction(conversation, instruction):
+    method, model = ptp.PyramidPruner(keep_ratio=0.25), small_model()
+    batch = encode(
+        [*conversation[:-1], *prompt(picture(1, (1, 1)), question=instruction)], prompt(picture(2, (1, 1)), question="x")
+    )
+    with torch.no_grad(), method(model, tokenizer()) as trace:
+        model(**batch)
+    assert [image.instruction for image in trace.images] == [instruction, "x"]
+    assert json.loads(json.dumps(trace.to_dict()))["images"][0]["instruction"] == instruction
+    with torch.no_grad(), ptp.PyramidPruner(alpha=0)(model, tokenizer()) as trace:
+        model(**batch)
+    assert [image.instruction for image in trace.images] == ["", ""], "a method that reads none"
 
 
 def test_the_adapter_finds_pictures_in_order():

@@ -5,7 +5,16 @@ import math
 import pytest
 import torch
 from conftest import (
-    TEXT_MODELS, dropped_tokens, embeddings, encode, footprint, masked_logits, picture, prompt, small_model, tokenizer,
+    TEXT_MODELS,
+    dropped_tokens,
+    embeddings,
+    encode,
+    footprint,
+    masked_logits,
+    picture,
+    prompt,
+    small_model,
+    tokenizer,
 )  # fmt: skip
 
 import ptp

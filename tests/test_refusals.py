@@ -1,12 +1,11 @@
 """What cannot be pruned exactly is refused in one clear line, and nothing is left half done."""
 
-import math
-
-import families
 import copy
 import io
+import math
 import pickle
 
+import families
 import pytest
 import torch
 from conftest import encode, picture, prompt, small_model, tokenizer
@@ -238,7 +237,7 @@ def test_a_model_is_not_copied_or_pickled_while_it_is_pruned(part):
         with ptp.PyramidPruner()(model, tokenizer()):
             pruned = model(**inputs).logits
             for attempt in (copy.deepcopy, pickle.dumps, lambda module: torch.save(module, io.BytesIO())):
-                with pytest.raises(ValueError, match="being pruned cannot be copied or pickled.*attach a pruner to the copy"):
+                with pytest.raises(ValueError, match=r"being pruned cannot be copied or pickled.*attach a pruner to the copy"):
                     attempt(parts[part])
             assert torch.equal(model(**inputs).logits, pruned)
         assert torch.equal(copy.deepcopy(model)(**inputs).logits, expected)
@@ -264,14 +263,16 @@ def test_a_shallow_copy_counts_as_the_same_model():
 
 
 def test_continuous_batching_is_refused():
-    model, inputs = model_and_inputs()
+    model, _ = model_and_inputs()
     with ptp.PyramidPruner()(model, tokenizer()):
         for begin in (
             lambda: model.generate_batch([[1, 2, 3]], max_new_tokens=2),
             model.init_continuous_batching,
             lambda: model.continuous_batching_context_manager().__enter__(),
         ):
-            with pytest.raises(ValueError, match=r"generate_batch .* cannot be used while visual tokens are pruned.*padded batch"):
+            with pytest.raises(
+                ValueError, match=r"generate_batch .* cannot be used while visual tokens are pruned.*padded batch"
+            ):
                 begin()
     assert "init_continuous_batching" not in vars(model)
 
@@ -280,9 +281,9 @@ def test_embeddings_that_hide_their_pictures_are_refused():
     model, inputs = model_and_inputs()
     with torch.no_grad(), ptp.PyramidPruner()(model, tokenizer()):
         states = model.get_input_embeddings()(inputs["input_ids"])
-        with pytest.raises(ValueError, match="input_ids are needed .* got inputs_embeds"):
+        with pytest.raises(ValueError, match=r"input_ids are needed .* got inputs_embeds"):
             model(inputs_embeds=states)
-        with pytest.raises(ValueError, match="input_ids are needed .* got inputs_embeds"):
+        with pytest.raises(ValueError, match=r"input_ids are needed .* got inputs_embeds"):
             model.generate(inputs_embeds=states, max_new_tokens=2)
 
 

@@ -5,13 +5,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from families import QUESTION, encode, model_of, picture, pruner, tokenizer
+from families import QUESTION, encode, model_of, picture, places_of, pruner, tokenizer
 from masking import blinded, drops, extended, watch
 from transformers import DynamicCache
 
 import ptp
 from ptp.adapters import adapter_for
-from ptp.adapters.instruction import turn_markers
 
 MORE = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 """Inputs with an entry per token."""
@@ -192,6 +191,6 @@ def test_scores_in_a_later_turn_equal_the_loop(monkeypatch, family, layer):
     with torch.no_grad(), blinded(model, whole["attention_mask"].bool(), (gone, length)):
         both = both_pictures(first, second, whole)
         maps = model(**both, output_attentions=True).attentions[max(layer - 1, 0)][0].mean(dim=0)
-    asked = turn_markers(tokenizer()).mask(second["input_ids"], second["attention_mask"])[0].nonzero()[:, 0] + length
+    asked = [length + place for place in places_of(QUESTION, second["input_ids"][0])]
     relevance = torch.tensor([max(float(maps[i, place]) for i in asked) for place in image.positions])
     torch.testing.assert_close(image.scores["instruction"], relevance, atol=1e-4, rtol=0)

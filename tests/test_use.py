@@ -168,7 +168,7 @@ def test_a_compiled_forward_is_refused(part, compiler):
     module = model if part == "model" else model.model
     with torch.no_grad(), pruner()(model, tokenizer()):
         module.forward = torch.compile(module.forward, backend="eager")
-        with pytest.raises(ptp.UnsupportedModelError, match="compiled as a whole.*language_model.compile"):
+        with pytest.raises(ptp.UnsupportedModelError, match=r"compiled as a whole.*language_model\.compile"):
             model(**inputs)
     with pytest.raises(ptp.UnsupportedModelError, match="compiled as a whole"):
         ptp.attach(model, pruner(), tokenizer())

@@ -199,8 +199,8 @@ def _without_peft(model: Any) -> Any:
         return model
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         raise UnsupportedModelError(
-            f"A PeftModel with {type(model.active_peft_config).__name__} cannot be pruned: it puts tokens of its own before the "
-            "prompt. Use an adapter on the weights (LoRA), or prune the base model."
+            f"A PeftModel with {type(model.active_peft_config).__name__} cannot be pruned: it puts tokens of its own before "
+            "the prompt. Use an adapter on the weights (LoRA), or prune the base model."
         )
     return model.get_base_model()
 

@@ -30,7 +30,9 @@ def _problem(selection: Any, picture: Picture, keep_ratio: float) -> str | None:
     kept = selection.kept
     if not isinstance(kept, Tensor) or kept.dtype != torch.int64 or kept.dim() != 1:
         found = f"{kept.dtype} {tuple(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
-        return f"kept must be (K,) int64 indices into the picture's visual tokens, got {found}. Of a mask, mask.nonzero()[:, 0]."
+        return (
+            f"kept must be (K,) int64 indices into the picture's visual tokens, got {found}. Of a mask, mask.nonzero()[:, 0]."
+        )
     kept, alive = kept.cpu(), picture.alive.cpu()
     wanted = min(total_budget(keep_ratio, picture.tokens), len(alive))
     if len(kept) != wanted:
@@ -41,9 +43,8 @@ def _problem(selection: Any, picture: Picture, keep_ratio: float) -> str | None:
     if bool((kept.diff() <= 0).any()):
         return f"kept must ascend and hold no index twice, got {_shown(kept)}. Sort it: kept.sort().values."
     if not bool(torch.isin(kept, alive, assume_unique=True).all()):
-        return (
-            f"kept must be among picture.alive (here {len(alive)} of {picture.tokens} tokens), got {_shown(kept)}. Choose from it."
-        )
+        left = f"{len(alive)} of {picture.tokens} tokens"
+        return f"kept must be among picture.alive (here {left}), got {_shown(kept)}. Choose from it."
     counts = picture.count_per_tile(kept)
     if list(selection.budgets) != counts:
         return (

@@ -39,7 +39,7 @@ class Engine:
         refuse_compiled(self.model, self.adapter.core)
         core, language, handles = self.adapter.core, self.adapter.text.model, self.handles
         handles.append(Shadow(self.model, "init_continuous_batching", _refuse_continuous_batching))
-        handles.append(Shadow(self.model, "generate", self._generating(self.model.generate)))
+        handles.append(Shadow(self.model, "generate", self._generating()))
         handles.append(self.model.register_forward_pre_hook(Hook(self._enter_model), with_kwargs=True))
         handles.append(core.register_forward_pre_hook(Hook(self._enter_core), with_kwargs=True))
         handles.append(core.register_forward_hook(Hook(self._leave_core), always_call=True))
@@ -80,7 +80,10 @@ class Engine:
                 "Pass how many of the last logits you want."
             )
 
-    def _generating(self, generate: Callable[..., Any]) -> Callable[..., Any]:
+    def _generating(self) -> Callable[..., Any]:
+        """`generate`, listened to: only its arguments tell that the model works as its own assistant."""
+        generate: Any = self.model.generate
+
         @functools.wraps(generate)
         def generating(*args: Any, **kwargs: Any) -> Any:
             before = self.running.guessing

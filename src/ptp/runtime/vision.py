@@ -58,7 +58,9 @@ class VisionReader:
     def attach(self) -> list[RemovableHandle | Shadow]:
         """Put the hooks on the encoder, and listen to the methods that run it."""
         adapter = self.adapter
-        handles: list[RemovableHandle | Shadow] = [adapter.vision.register_forward_pre_hook(Hook(self._enter), with_kwargs=True)]
+        handles: list[RemovableHandle | Shadow] = [
+            adapter.vision.register_forward_pre_hook(Hook(self._enter), with_kwargs=True)
+        ]
         for layer in set(self.layers):
             where = adapter.vision_attention(layer)
             handles.append(where.query.register_forward_hook(self._capture((layer, "query"))))
