@@ -162,6 +162,7 @@ def test_pictures_of_every_kind_run(folder, name):
 
 INTERRUPTED = """
 import os, signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests themselves run in the background
 import ptp.cli
 sys.argv = ["ptp", "eval", "--samples", "100000", "--out", "never.json"]
 threading.Timer(5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
@@ -177,6 +178,7 @@ def test_ctrl_c_ends_cleanly(folder):
 
 WHILE_IMPORTING = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
         if name == "torch":
