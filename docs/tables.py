@@ -14,7 +14,7 @@ from ptp.evaluation.summary import mean_evidence, relative
 
 RESULTS = Path(__file__).parent / "results"
 
-PUBLISHED = "pyramid:relevance=attention:region=cls_similarity:region_alpha=0:budgets=tile:diversity=0"
+PUBLISHED = "pyramid:relevance=attention:region=cls_similarity:region_alpha=0:scope=tile:diversity=0"
 ABLATION: dict[str, dict[str, str]] = {
     "signals": {
         "all of them (the default)": "pyramid",
@@ -45,8 +45,8 @@ ABLATION: dict[str, dict[str, str]] = {
         "region_alpha 0": "pyramid:region_alpha=0",
         "region_alpha 0.75": "pyramid:region_alpha=0.75",
         "region_alpha 1": "pyramid:region_alpha=1",
-        "budgets of tiles": "pyramid:budgets=tile",
-        "budgets of tiles, none for the thumbnail": "pyramid:budgets=tile:thumbnail_keep=0",
+        "budgets of tiles": "pyramid:scope=tile",
+        "budgets of tiles, none for the thumbnail": "pyramid:scope=tile:thumbnail_keep=0",
         "thumbnail_keep 0": "pyramid:thumbnail_keep=0",
     },
     "tokens": {

@@ -20,7 +20,7 @@ SETTINGS = {
             "alpha": st.floats(0, 1), "region_alpha": st.none() | st.floats(0, 1), "diversity": st.floats(0, 2),
             "relevance": st.sampled_from([None, "attention", "similarity", "both"]),
             "region": st.sampled_from(["thumbnail_attention", "attention_mass", "cls_similarity", "uniform"]),
-            "budgets": st.sampled_from(["picture", "tile"]), "normalize": st.sampled_from(["picture", "tile"]),
+            "scope": st.sampled_from(["picture", "tile"]), "normalize": st.sampled_from(["picture", "tile"]),
             "thumbnail_keep": st.none() | st.floats(0, 1), "vision_layer": st.integers(-4, 3),
         },
     ),

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from conftest import encode, picture, prompt, small_model
+from families import FAMILIES, model_of
 
 import ptp
-from ptp.pruner import Stage
-from ptp.selection import Selection, total_budget
+from ptp import Reads, Selection, Stage, VisionRead
+from ptp.selection import averages, total_budget
 
 
 class Wrong(ptp.Pruner):
@@ -15,13 +16,6 @@ class Wrong(ptp.Pruner):
     def select(self, picture, stage):
         right = torch.arange(total_budget(stage.keep_ratio, picture.tokens)) * 2
         return self.decide(picture, right)
-
-
-def merged(kept, **changed):
-    group = torch.full((80,), -1).index_put((kept,), kept)
-    for token, target in changed.items():
-        group[int(token[1:])] = target
-    return group
 
 
 def selection(picture, kept, budgets=None, **other):
@@ -43,11 +37,10 @@ CASES = {
     "negative": (lambda p, k: Selection(k - 1, [8] * 5), "kept must be among picture.alive"),
     "wrong budgets": (lambda p, k: selection(p, k, [40, 0, 0, 0, 0]), r"kept in each tile, \[8, 8, 8, 8, 8\], got \[40, 0"),
     "short budgets": (lambda p, k: selection(p, k, [40]), r"got \[40\]\. picture.count_per_tile"),
-    "merged, short": (lambda p, k: selection(p, k, merged=torch.zeros(10).long()), r"merged must be \(80,\) int64"),
-    "merged, floats": (lambda p, k: selection(p, k, merged=merged(k).float()), r"merged must be \(80,\) int64"),
-    "merged without itself": (lambda p, k: selection(p, k, merged=merged(k, _4=-1)), r"go into itself, got merged\[4\] = -1"),
-    "merged elsewhere": (lambda p, k: selection(p, k, merged=merged(k, _4=6)), r"go into itself, got merged\[4\] = 6"),
-    "merged into a dropped one": (lambda p, k: selection(p, k, merged=merged(k, _5=7)), r"point to kept tokens .* got \[7\]"),
+    "a mix of other shape": (lambda p, k: selection(p, k, mix=torch.zeros(80)), r"mix must be \(40, 80\) .* got .*\(80,\)"),
+    "a mix of integers": (lambda p, k: selection(p, k, mix=torch.ones(40, 80).long()), r"mix must be .* got torch.int64"),
+    "a mix that loses a token": (lambda p, k: selection(p, k, mix=torch.eye(80)[k] * (k[:, None] != 4)), "its kept token"),
+    "a mix that is not finite": (lambda p, k: selection(p, k, mix=torch.eye(80)[k] * torch.inf), "must be finite"),
 }  # fmt: skip
 
 
@@ -63,10 +56,28 @@ def test_a_wrong_selection_is_refused_by_name(case):
 
 
 def test_a_right_selection_is_not_refused():
-    right = type("Right", (Wrong,), {"decide": staticmethod(lambda p, k: selection(p, k, merged=merged(k, _5=4)))})()
+    right = type(
+        "Right", (Wrong,), {"decide": staticmethod(lambda p, k: selection(p, k, mix=averages(torch.arange(80) // 2 * 2, k)))}
+    )()
     with torch.no_grad(), right(small_model()) as trace:
         small_model()(**encode(prompt(picture(1, (2, 2)))))
     assert trace.images[0].kept.tolist() == list(range(0, 80, 2))
+
+
+def test_a_mix_of_tokens_that_left_is_refused():
+    class Twice(Wrong):
+        def stages(self, layers):
+            return (Stage(0, 0.5), Stage(2, 0.25))
+
+        def decide(self, picture, kept):
+            return selection(picture, picture.alive[: len(kept)], mix=torch.ones(len(kept), 80))
+
+    with (
+        torch.no_grad(),
+        Twice()(small_model()),
+        pytest.raises(ValueError, match=r"Twice.select: mix must weigh tokens of picture.alive"),
+    ):
+        small_model()(**encode(prompt(picture(1, (2, 2)))))
 
 
 def test_a_later_stage_chooses_among_what_is_left():
@@ -81,17 +92,29 @@ def test_a_later_stage_chooses_among_what_is_left():
         small_model()(**encode(prompt(picture(1, (2, 2)))))
 
 
-@pytest.mark.parametrize("layers", [None, 3, [0], ("last",), (True,)])
-def test_vision_layers_must_be_a_tuple_of_numbers(layers):
-    method = type("Mistaken", (Wrong,), {"vision_layers": property(lambda self: layers)})()
-    with pytest.raises(ValueError, match=r"Mistaken.vision_layers must be a property that returns a tuple of layer numbers"):
+@pytest.mark.parametrize(
+    ("reads", "message"),
+    [
+        (None, "must return a Reads, got None"),
+        ((-1,), r"must return a Reads, got \(-1,\)"),
+        (Reads(vision=(-1,)), r"vision must be a tuple of VisionRead, got \(-1,\)"),
+        (Reads(vision=[VisionRead()]), r"vision must be a tuple of VisionRead, got \[VisionRead"),
+        (Reads(vision=VisionRead()), "vision must be a tuple of VisionRead, got VisionRead"),
+        (Reads(probe="last"), "probe must be a TextProbe or None, got 'last'"),
+    ],
+)
+def test_reads_must_be_reads(reads, message):
+    method = type("Mistaken", (Wrong,), {"reads": lambda self, depth: reads})()
+    with pytest.raises(ValueError, match=f"Mistaken.reads:? ?{message}"):
         ptp.attach(small_model(), method)
 
 
-def test_vision_layers_as_a_method_are_told_apart():
-    method = type("Mistaken", (Wrong,), {"vision_layers": lambda self: (-1,)})()
-    with pytest.raises(ValueError, match=r"Mistaken.vision_layers must be a property .* got <bound method"):
-        ptp.attach(small_model(), method)
+def test_cls_attention_is_refused_where_there_is_no_cls():
+    method = type("Wants", (Wrong,), {"reads": lambda self, depth: Reads(vision=(VisionRead(attention="cls"),))})()
+    with pytest.raises(
+        ptp.UnsupportedModelError, match=r"reads \[CLS\] attention, and the encoder of SmolVLM .* has no \[CLS\]"
+    ):
+        ptp.attach(model_of(FAMILIES["smolvlm"]), method)
 
 
 @pytest.mark.parametrize("setting", ["early_layer", "vision_layer"])

@@ -116,7 +116,7 @@ def test_every_picture_keeps_its_budget(family, method):
         assert counts.tolist() == image.budgets and image.kept.tolist() == sorted(set(image.kept.tolist()))
 
 
-@pytest.mark.parametrize("settings", [{"normalize": "tile"}, {"budgets": "tile"}, {"thumbnail_keep": 0.0}, {"alpha": 0}])
+@pytest.mark.parametrize("settings", [{"normalize": "tile"}, {"scope": "tile"}, {"thumbnail_keep": 0.0}, {"alpha": 0}])
 @pytest.mark.parametrize("region", ["thumbnail_attention", "attention_mass", "cls_similarity", "uniform"])
 def test_every_setting_keeps_the_budget(family, region, settings):
     inputs = encode(family, ([picture(), picture(2)], QUESTION))

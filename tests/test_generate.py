@@ -125,7 +125,7 @@ def test_attach_prunes_until_removed(model):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"alpha": 0}, {"alpha": 1}, {"region_alpha": 0.5}, {"normalize": "tile"}, {"thumbnail_keep": 0}, {"budgets": "tile"},
+        {"alpha": 0}, {"alpha": 1}, {"region_alpha": 0.5}, {"normalize": "tile"}, {"thumbnail_keep": 0}, {"scope": "tile"},
         {"diversity": 0}, {"relevance": "similarity", "prune_layer": 1}, {"alpha": 0, "region_alpha": 1},
     ],
 )  # fmt: skip
@@ -156,7 +156,7 @@ def test_without_regions_the_best_tokens_of_the_picture_stay(thumbnail_keep):
 
 def test_the_published_form_reads_attention_and_keeps_to_tile_budgets():
     method = ptp.PyramidPruner.published(keep_ratio=0.3, prune_layer=1)
-    assert (method.alpha, method.relevance, method.budgets, method.diversity) == (0.5, "attention", "tile", 0)
+    assert (method.alpha, method.relevance, method.scope, method.diversity) == (0.5, "attention", "tile", 0)
     with torch.no_grad(), method(small_model(), tokenizer()) as trace:
         small_model()(**encode(prompt(picture(1, (3, 2)))))
     assert trace.images[0].budgets[-1] == round(0.3 * 16), "the thumbnail has a budget of its own"

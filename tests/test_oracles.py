@@ -69,7 +69,7 @@ def test_two_stages_equal_two_masks(model):
 
         def select(self, picture, stage):
             budget = round(stage.keep_ratio * picture.tokens)
-            seen.append((picture.alive, picture.relevance))
+            seen.append((picture.alive, picture.text_attention))
             kept = picture.alive[-budget:]
             return Selection(kept, picture.count_per_tile(kept))
 
@@ -116,7 +116,7 @@ def test_keeping_everything_changes_no_bit(model, method):
 # 3. Scores equal a loop over eager attention maps
 
 
-PAPER = {"relevance": "attention", "budgets": "tile", "diversity": 0.0, "alpha": 0.25}
+PAPER = {"relevance": "attention", "scope": "tile", "diversity": 0.0, "alpha": 0.25}
 
 
 def scores_by_loop(model, inputs, method, grid) -> dict[str, torch.Tensor]:

@@ -32,7 +32,7 @@ def model_and_inputs():
         ({"temperature": math.inf}, "temperature must be a positive number"),
         ({"region": "magic"}, "region must be one of thumbnail_attention, "),
         ({"normalize": "row"}, "normalize must be one of picture, tile"),
-        ({"budgets": "row"}, "budgets must be one of picture, tile"),
+        ({"scope": "row"}, "scope must be one of picture, tile"),
         ({"relevance": "magic"}, "relevance must be one of attention, "),
         ({"diversity": -1}, "diversity must be a number from 0 up"),
         ({"diversity": math.nan}, "diversity must be a number from 0 up"),

@@ -78,7 +78,7 @@ def test_a_method_may_run_the_model_itself():
     class Asks(ptp.PyramidPruner):
         def select(self, picture, stage):
             heard.append(model(**words).logits)
-            kept = keep_best(picture.attention, [picture.tokens], [total_budget(stage.keep_ratio, picture.tokens)])
+            kept = keep_best(picture.saliency, [picture.tokens], [total_budget(stage.keep_ratio, picture.tokens)])
             return Selection(kept, picture.count_per_tile(kept))
 
     heard: list[torch.Tensor] = []

@@ -8,7 +8,8 @@ if TYPE_CHECKING:
     from .loader import load
     from .methods import METHODS, PyramidPruner, RandomPruner
     from .pruner import Handle, Pruner, Stage, attach
-    from .runtime import ImageTrace, Trace, UnsupportedCacheError
+    from .runtime import ImageTrace, Picture, Reads, TextProbe, Trace, UnsupportedCacheError, VisionRead
+    from .selection import Selection
 
 __version__ = "0.1.0"
 
@@ -16,13 +17,18 @@ __all__ = [
     "METHODS",
     "Handle",
     "ImageTrace",
+    "Picture",
     "Pruner",
     "PyramidPruner",
     "RandomPruner",
+    "Reads",
+    "Selection",
     "Stage",
+    "TextProbe",
     "Trace",
     "UnsupportedCacheError",
     "UnsupportedModelError",
+    "VisionRead",
     "attach",
     "load",
 ]
@@ -32,7 +38,8 @@ _HOMES = {
     "loader": ("load",),
     "methods": ("METHODS", "PyramidPruner", "RandomPruner"),
     "pruner": ("Handle", "Pruner", "Stage", "attach"),
-    "runtime": ("ImageTrace", "Trace", "UnsupportedCacheError"),
+    "runtime": ("ImageTrace", "Picture", "Reads", "TextProbe", "Trace", "UnsupportedCacheError", "VisionRead"),
+    "selection": ("Selection",),
 }
 
 

@@ -1,10 +1,10 @@
 """`Pruner`: the settings of a method, and the context manager that applies it to a model."""
 
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from .adapters import Adapter, adapter_for
 from .conversation import InstructionFinder, reader
 from .errors import UnsupportedModelError
-from .runtime import Engine, Picture, Setup, Trace
+from .runtime import Engine, Picture, Reads, Setup, TextProbe, Trace, VisionRead
 from .selection import Selection, check_keep_ratio
 
 _attached: "weakref.WeakKeyDictionary[Any, Engine]" = weakref.WeakKeyDictionary()
@@ -57,21 +57,13 @@ class Pruner:
         """Where tokens leave, in layer order, in a language model of `layers` layers."""
         return (Stage(0, self.keep_ratio),)
 
-    @property
-    def vision_layers(self) -> tuple[int, ...]:
-        """Vision layers whose attention `select` reads (negative counts from the last); `picture.saliency` has them."""
-        return ()
+    def reads(self, vision_depth: int) -> Reads:
+        """What `select` reads beside the tokens' own states.
 
-    @property
-    def text_rows(self) -> Literal["instruction", "last"] | None:
-        """Text tokens whose attention is `picture.relevance` and whose states are `picture.text_states`: the instruction, or
-        the prompt's last token; None reads no text."""
-        return None
-
-    @property
-    def text_reduce(self) -> Literal["max", "mean"]:
-        """How `picture.relevance` combines them."""
-        return "max"
+        Args:
+            vision_depth: Layers of the vision encoder up to the one that feeds the language model.
+        """
+        return Reads()
 
     def average_keep(self, layers: int) -> float:
         """Share of the visual tokens that a language model of `layers` layers works on, averaged over its layers."""
@@ -81,10 +73,6 @@ class Pruner:
             alive = ratios.get(layer, alive)
             total += alive
         return total / layers
-
-    def raters(self, picture: Picture) -> Tensor | None:
-        """(R,) bool, those of the text tokens (`picture.text_states`) whose attention counts; None is all of them."""
-        return None
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         """Choose the tokens of one picture that stay: a subset of `picture.alive`, `total_budget` of them."""
@@ -118,34 +106,6 @@ class Pruner:
             handle.remove()
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderReader(Pruner):
-    """Reads vision layers while pictures are encoded, so that many methods can share one encoding; it prunes nothing.
-
-    Attributes:
-        layers: Vision layers to read.
-    """
-
-    layers: tuple[int, ...] = ()
-
-    @classmethod
-    def of(cls, pruners: Iterable[Pruner]) -> "EncoderReader":
-        """A reader of all that `pruners` read.
-
-        Raises:
-            ValueError: their windows differ, so that no encoding does for all of them.
-        """
-        pruners = list(pruners)
-        windows = {pruner.window for pruner in pruners} or {cls.window}
-        if len(windows) > 1:
-            raise ValueError(f"Pruners that share an encoding must have one window, got {sorted(windows)}. Give all the same.")
-        return cls(layers=tuple({layer for pruner in pruners for layer in pruner.vision_layers}), window=windows.pop())
-
-    @property
-    def vision_layers(self) -> tuple[int, ...]:
-        return self.layers
-
-
 class Handle:
     """What `attach` returns: the trace of the newest prefill, and the way to stop pruning."""
 
@@ -176,10 +136,10 @@ def attach(
     adapter = adapter_for(model, reader(model, processor))
     if adapter.core in _attached:
         raise ValueError("The model is already being pruned. Leave that context, or call remove() on its handle, first.")
-    stages = _checked_stages(pruner, adapter)
-    _check_vision_layers(pruner, adapter)
-    finder = InstructionFinder.of(model, processor, instruction) if pruner.text_rows == "instruction" else None
-    engine = Engine(model, Setup(adapter, pruner, finder, stages))
+    stages, reads = _checked_stages(pruner, adapter), _checked_reads(pruner, adapter)
+    reads_instruction = reads.probe is not None and reads.probe.rows == "instruction"
+    finder = InstructionFinder.of(model, processor, instruction) if reads_instruction else None
+    engine = Engine(model, Setup(adapter, pruner, reads, finder, stages))
     try:
         engine.attach()
     except BaseException:
@@ -225,15 +185,18 @@ def _checked_stages(pruner: Pruner, adapter: Adapter) -> tuple[Stage, ...]:
     return stages
 
 
-def _check_vision_layers(pruner: Pruner, adapter: Adapter) -> None:
-    wanted, depth = pruner.vision_layers, adapter.vision_depth
-    if not isinstance(wanted, tuple) or not all(type(layer) is int for layer in wanted):
-        raise ValueError(
-            f"{type(pruner).__name__}.vision_layers must be a property that returns a tuple of layer numbers, got {wanted!r}. "
-            "Return (-1,) for the last layer, () for none."
-        )
-    for layer in wanted:
-        if not -depth <= layer < depth:
+def _checked_reads(pruner: Pruner, adapter: Adapter) -> Reads:
+    depth, name = adapter.vision_depth, type(pruner).__name__
+    reads = pruner.reads(depth)
+    if not isinstance(reads, Reads):
+        raise ValueError(f"{name}.reads must return a Reads, got {reads!r}. Return Reads(vision=(VisionRead(-1),)), say.")
+    if not isinstance(reads.vision, tuple) or not all(isinstance(read, VisionRead) for read in reads.vision):
+        raise ValueError(f"{name}.reads: vision must be a tuple of VisionRead, got {reads.vision!r}. Return (VisionRead(-1),).")
+    if reads.probe is not None and not isinstance(reads.probe, TextProbe):
+        raise ValueError(f"{name}.reads: probe must be a TextProbe or None, got {reads.probe!r}. Return TextProbe().")
+    for layer in (read.layer for read in reads.vision):
+        if type(layer) is not int or not -depth <= layer < depth:
             names = [field.name for field in fields(pruner) if getattr(pruner, field.name) == layer]
-            name = next((name for name in names if name.endswith("_layer") and name != "prune_layer"), "vision_layers")
-            raise ValueError(f"{name} must be in [-{depth}, {depth - 1}] for this model, got {layer}. -1 is the last.")
+            setting = next((name for name in names if name.endswith("_layer") and name != "prune_layer"), "vision_layer")
+            raise ValueError(f"{setting} must be in [-{depth}, {depth - 1}] for this model, got {layer!r}. -1 is the last.")
+    return reads

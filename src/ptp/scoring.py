@@ -171,6 +171,7 @@ def instruction_relevance(
     scale: float,
     reduce: Literal["max", "mean"] = "max",
     reach: Tensor | None = None,
+    key_weights: Tensor | None = None,
 ) -> Tensor:
     """Score each key by the strongest (or mean) attention that the instruction tokens pay it, averaged over heads.
 
@@ -183,9 +184,10 @@ def instruction_relevance(
         scale: Factor on the dot products.
         reduce: Over the instruction tokens.
         reach: (B, R, S) bool, keys within the layer's window; None where it sees everything before.
+        key_weights: (B, H / g, S) factors on the attention that each key gets, head by head; None is 1.
 
     Returns:
-        (B, S) float32 in [0, 1]; zero for a batch row without instruction tokens.
+        (B, S) float32, in [0, 1] unless weighted; zero for a batch row without instruction tokens.
 
     Source: instruction-level relevance of PTP, arXiv 2509.15704: the maximum over instruction tokens.
     """
@@ -199,7 +201,9 @@ def instruction_relevance(
         visible = (order <= rows[:, chunk, None]) & key_valid[:, None]  # (B, r, S)
         visible = visible if reach is None else visible & reach[:, chunk]
         logits = (q @ k.mT * scale).masked_fill(~visible[:, None, None], torch.finfo(torch.float32).min)
-        weights = logits.softmax(dim=-1).mean(dim=(1, 2)) * (visible & row_valid[:, chunk, None])
+        weights = logits.softmax(dim=-1)
+        weights = weights if key_weights is None else weights * key_weights.float()[:, :, None, None]
+        weights = weights.mean(dim=(1, 2)) * (visible & row_valid[:, chunk, None])
         best = torch.maximum(best, weights.amax(dim=1)) if reduce == "max" else best + weights.sum(dim=1)
     return best if reduce == "max" else best / row_valid.sum(dim=1, keepdim=True).clamp_min(1)
 

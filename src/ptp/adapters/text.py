@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 
+Part = Literal["q", "k", "v"]
+"""Queries, keys or values."""
 TEXT_MODELS = (
     "qwen2", "qwen3", "qwen3_moe", "llama", "mistral", "phi3", "gemma3_text", "qwen2_5_vl_text", "qwen3_vl_text",
     "qwen3_vl_moe_text",
@@ -51,20 +53,14 @@ class TextModel:
             )
         self.model, self.layers, self.config = model, model.layers, config
 
-    def projections(self, layer: int) -> tuple[nn.Module, nn.Module]:
-        """The modules that put out the queries and keys of a layer, before norms and positions; one that puts out both."""
+    def projection(self, layer: int, part: Part) -> nn.Module:
+        """The module that puts out the queries, keys or values of a layer, before norms and positions; it may put out all."""
         attention = self.layers[layer].self_attn
-        return (attention.qkv_proj,) * 2 if hasattr(attention, "qkv_proj") else (attention.q_proj, attention.k_proj)
+        return attention.qkv_proj if hasattr(attention, "qkv_proj") else getattr(attention, f"{part}_proj")
 
-    def project(self, layer: int, rows: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Run only these modules.
-
-        Args:
-            rows: (B, R, width) inputs of the layer that need queries. hidden: (B, S, width) all of its inputs.
-        """
-        query, key = self.projections(layer)
-        norm = self.layers[layer].input_layernorm
-        return query(norm(rows)), key(norm(hidden))
+    def normed(self, layer: int, hidden: Tensor) -> Tensor:
+        """What the projections of a layer are given of its input."""
+        return self.layers[layer].input_layernorm(hidden)
 
     def reach(self, layer: int) -> int | None:
         """Tokens that a layer sees, itself among them; None is all."""
@@ -74,31 +70,22 @@ class TextModel:
         """(cos, sin) of a layer; `given` is that of another one, and the same unless windows turn at a speed of their own."""
         return given if self.window is None else self.model.rotary_emb(hidden, places, self.config.layer_types[layer])
 
-    def queries(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(B, H, R, D) of what their projection put out, at its positions."""
-        return self._rotate(self._heads(layer, projected, "q"), cos, sin)
-
-    def keys(self, layer: int, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """(B, H / g, S, D) of what their projection put out, at its positions."""
-        return self._rotate(self._heads(layer, projected, "k"), cos, sin)
-
-    def plain_keys(self, layer: int, projected: Tensor) -> Tensor:
-        """(B, S, H / g * D): keys before rotary positions."""
-        return self._heads(layer, projected, "k").transpose(1, 2).flatten(2)
-
     def scale(self, layer: int) -> float:
         """The factor on the dot products."""
         return self.layers[layer].self_attn.scaling
 
-    def _heads(self, layer: int, projected: Tensor, part: Literal["q", "k"]) -> Tensor:
+    def heads(self, layer: int, projected: Tensor, part: Part) -> Tensor:
+        """(B, H, S, D) of what a projection put out, (B, S, ...); keys and values (B, H / g, S, D). Without positions."""
         attention = self.layers[layer].self_attn
         states = projected.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
         if hasattr(attention, "qkv_proj"):
-            queries, keys = self.config.num_attention_heads, self.config.num_key_value_heads
-            states = states[:, :queries] if part == "q" else states[:, queries : queries + keys]
+            own, shared = self.config.num_attention_heads, self.config.num_key_value_heads
+            start = {"q": 0, "k": own, "v": own + shared}[part]
+            states = states[:, start : start + (own if part == "q" else shared)]
         norm = getattr(attention, f"{part}_norm", None)
         return states if norm is None else norm(states)
 
-    def _rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Queries or keys (B, H, S, D) at their rotary positions, (cos, sin) (B or 1, S, ...)."""
         modeling = sys.modules[type(self.layers[0].self_attn).__module__]
         return modeling.apply_rotary_pos_emb(states[:, :1], states, cos, sin)[1]

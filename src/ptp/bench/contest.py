@@ -6,14 +6,13 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..methods.variants import Variant
 from ..pruner import Pruner, Stage, attach
-from ..runtime import Picture
+from ..runtime import Picture, Reads, VisionRead
 from ..runtime.cache import cache_bytes
 from ..selection import Selection
 from .clock import Mark, Timing, between, mark, seconds, timing
@@ -77,20 +76,8 @@ class Stopwatch(Pruner):
     def stages(self, layers: int) -> tuple[Stage, ...]:
         return self.inner.stages(layers)
 
-    @property
-    def vision_layers(self) -> tuple[int, ...]:
-        return self.inner.vision_layers
-
-    @property
-    def text_rows(self) -> Literal["instruction", "last"] | None:
-        return self.inner.text_rows
-
-    @property
-    def text_reduce(self) -> Literal["max", "mean"]:
-        return self.inner.text_reduce
-
-    def raters(self, picture: Picture) -> Tensor | None:
-        return self.inner.raters(picture)
+    def reads(self, vision_depth: int) -> Reads:
+        return self.inner.reads(vision_depth)
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         start = mark(self.device)
@@ -203,30 +190,32 @@ class Contest:
 
     def encoder_runs(self, contenders: Sequence[Contender]) -> int:
         """How many times `time_encoders` runs the encoder."""
-        return ENCODER_ROUNDS * len({self._layers_read(contender) for contender in contenders})
+        return ENCODER_ROUNDS * len({self.read_by(contender) for contender in contenders})
 
-    def time_encoders(self, contenders: Sequence[Contender], advance: Callable[[], None]) -> dict[tuple[int, ...], Timing]:
-        """Seconds of the vision encoder by the vision layers that are read."""
-        readers = {self._layers_read(contender): contender for contender in contenders}
-        times: dict[tuple[int, ...], list[float]] = {layers: [] for layers in readers}
+    def time_encoders(
+        self, contenders: Sequence[Contender], advance: Callable[[], None]
+    ) -> dict[frozenset[VisionRead], Timing]:
+        """Seconds of the vision encoder by what is read there."""
+        readers = {self.read_by(contender): contender for contender in contenders}
+        times: dict[frozenset[VisionRead], list[float]] = {reads: [] for reads in readers}
         for _ in range(ENCODER_ROUNDS):
-            for layers, contender in readers.items():
+            for reads, contender in readers.items():
                 with self.ready(contender):
                     encode = partial(self.model.get_image_features, **self.prompt.pictures, return_dict=True)
-                    times[layers].append(seconds(encode, self.device))
+                    times[reads].append(seconds(encode, self.device))
                 advance()
-        return {layers: timing(mine) for layers, mine in times.items()}
+        return {reads: timing(measured) for reads, measured in times.items()}
 
-    @staticmethod
-    def _layers_read(contender: Contender) -> tuple[int, ...]:
-        return tuple(sorted(set(contender.pruner.vision_layers))) if contender.pruner else ()
+    def read_by(self, contender: Contender) -> frozenset[VisionRead]:
+        """What a contender reads of the vision encoder."""
+        return frozenset(contender.pruner.reads(self.prompt.adapter.vision_depth).vision) if contender.pruner else frozenset()
 
     def row(
         self,
         mine: Contender,
         full: Contender,
         limits: dict[int, Contender],
-        encoders: dict[tuple[int, ...], Timing],
+        encoders: dict[frozenset[VisionRead], Timing],
         signal: float,
     ) -> Row:
         """What a contender measured; ratios are medians over rounds, each of times of the same round.
@@ -235,7 +224,7 @@ class Contest:
             limits: By visual tokens. signal: Seconds that reading one vision layer takes.
         """
         total, rounds = self.prompt.visual_tokens, range(len(mine.prefill))
-        signals = signal * len(self._layers_read(mine))
+        signals = signal * len(self.read_by(mine))
         fed = {count: contender.prefill for count, contender in limits.items()} | {total: full.prefill}
         ours = [spent + signals for spent in mine.prefill]
         bound = [statistics.mean(fed[count][r] for count in mine.tokens) for r in rounds]
@@ -245,7 +234,7 @@ class Contest:
             keep_ratio=mine.keep_ratio,
             visual_tokens=mine.tokens[-1],
             average_tokens=statistics.mean(mine.tokens),
-            encode=encoders[self._layers_read(mine)],
+            encode=encoders[self.read_by(mine)],
             select=select,
             prefill=timing(mine.prefill),
             decode=timing(mine.decode),
@@ -286,7 +275,9 @@ def compete(
     full = contest.full()
     contenders = [full, *(contest.pruned(*entry) for entry in entries)]
     if naive:
-        reading = [entry for entry, mine in zip(entries, contenders[1:], strict=True) if mine.pruner and mine.pruner.text_rows]
+        depth = prompt.adapter.vision_depth
+        asking = [mine.pruner is not None and mine.pruner.reads(depth).probe is not None for mine in contenders[1:]]
+        reading = [entry for entry, asks in zip(entries, asking, strict=True) if asks]
         contenders += [contest.full(naive=True), *(contest.pruned(*entry, naive=True) for entry in reading)]
     for contender in contenders:
         contest.measure_costs(contender)

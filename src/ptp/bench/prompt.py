@@ -11,9 +11,11 @@ from torch import Tensor
 
 from ..adapters import Adapter, Span, adapter_for
 from ..conversation import InstructionFinder
-from ..pruner import EncoderReader, Pruner
+from ..evaluation.encoding import EncoderReader
+from ..pruner import Pruner
+from ..runtime import VisionRead
 from ..runtime.picture import Vision
-from ..runtime.vision import SIGNALS, picture_of, read_saliency
+from ..runtime.vision import SIGNALS, picture_of, read_attention, resolve
 
 TEXT_BEFORE, QUESTION = 8, 32
 OPENING, CLOSING, AROUND_IMAGE = (7, 8), 9, (10, 11)
@@ -151,5 +153,7 @@ def _encoded(
 
 def _signal(adapter: Adapter, span: Span, vision: Vision, queries: Tensor, keys: Tensor) -> Any:
     layer = adapter.vision_depth - 1
-    saliency = {layer: read_saliency(adapter, layer, queries, keys, vision.about)}
-    return picture_of(adapter, span, replace(vision, saliency=saliency), [layer])
+    (read,) = resolve(adapter, [VisionRead(layer)])
+    assert read.attention is not None  # it was asked for
+    attention = {(layer, read.attention): read_attention(adapter, layer, read.attention, queries, keys, vision.about)}
+    return picture_of(adapter, span, replace(vision, attention=attention), [read])

@@ -2,24 +2,29 @@
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .. import scoring
-from ..adapters import Adapter, adapter_for
+from ..adapters import Adapter, Span, adapter_for
 from ..adapters.base import PIXELS_SIDE
+from ..adapters.text import Part
 from ..methods.variants import Variant
 from ..pruner import Pruner
-from ..runtime import Picture
+from ..runtime import Picture, Setup, VisionRead
+from ..runtime.gather import take
+from ..runtime.incoming import Held
 from ..runtime.picture import Vision
-from ..runtime.vision import picture_of, read_saliency
+from ..runtime.prefill import Prefill
+from ..runtime.remaining import Remaining
+from ..runtime.text import TextReader
+from ..runtime.vision import picture_of, read_attention, read_keys, resolve
 from .clock import seconds
-from .prompt import QUESTION
+from .prompt import FIRST_WORD, QUESTION
 
 REPETITIONS = 5
 PATIENCE = 5.0
@@ -51,7 +56,7 @@ def selection_costs(
         patience = True
         for count in tiles:
             if patience:
-                run = partial(_choose, adapter, model, variant.pruner(keep_ratio), made_up_signals(adapter, model, count))
+                run = partial(_choose, adapter, variant.pruner(keep_ratio), made_up_signals(adapter, model, count))
                 first = seconds(run, model.device)
                 repeated = [seconds(run, model.device) for _ in range(REPETITIONS if first < PATIENCE else 1)]
                 costs.append(Cost(variant.name, count * model.config.image_seq_length, statistics.median(repeated)))
@@ -76,16 +81,17 @@ class Signals:
     Attributes:
         vision: What the modules of `vision_attention` put out.
         embeddings: (1, D) and pixels: (C, side, side) of each tile.
-        states: (N, width) and text: (R, width) in the language model.
-        ids: (1, N) its prompt.
+        hidden: (1, N + R, width) in the language model: the picture, then the question.
+        ids: (1, N + R) its prompt.
+        about: What the adapter remembers of the pixels.
     """
 
     vision: tuple[Tensor, Tensor]
     embeddings: list[Tensor]
     pixels: list[Tensor]
-    states: Tensor
-    text: Tensor
+    hidden: Tensor
     ids: Tensor
+    about: Any
 
 
 def made_up_attention(adapter: Adapter, model: Any, tiles: int) -> tuple[Tensor, Tensor]:
@@ -101,48 +107,59 @@ def made_up_signals(adapter: Adapter, model: Any, tiles: int) -> Signals:
     """Random signals of a picture of so many tiles, in the model's shapes."""
     torch.manual_seed(0)
     config, draw = model.config, partial(torch.randn, device=model.device, dtype=model.dtype)
-    states = draw(tiles * config.image_seq_length, config.text_config.hidden_size)
+    tokens = tiles * config.image_seq_length
     pixels = draw(tiles, config.vision_config.num_channels, PIXELS_SIDE, PIXELS_SIDE).float()
     vision = made_up_attention(adapter, model, tiles)
-    ids = torch.full((1, len(states)), adapter.image_token_id)
-    return Signals(vision, list(vision[0][:, :1].unbind()), list(pixels), states, draw(QUESTION, states.shape[1]), ids)
+    ids = torch.tensor([[adapter.image_token_id] * tokens + [FIRST_WORD] * QUESTION], device=model.device)
+    hidden = draw(1, tokens + QUESTION, config.text_config.hidden_size)
+    about = adapter.about({"pixel_values": pixels}, 0)
+    return Signals(vision, list(vision[0][:, :1].unbind()), list(pixels), hidden, ids, about)
 
 
-def look(adapter: Adapter, layers: Sequence[int], signals: Signals) -> Picture:
+def look(adapter: Adapter, reads: Sequence[VisionRead], signals: Signals) -> tuple[Span, Picture]:
     """The picture as the runtime makes it: scored in the encoder, and laid out."""
-    saliency = {layer: read_saliency(adapter, layer, *signals.vision) for layer in layers}
-    vision = Vision(saliency, signals.embeddings, signals.pixels, None, 0, len(signals.states))
-    (span,) = adapter.locate(signals.ids, adapter.visual_tokens(signals.ids), None, signals.pixels)
-    return picture_of(adapter, span, vision, layers)
+    reads = resolve(adapter, reads)
+    attention = {
+        (read.layer, read.attention): read_attention(adapter, read.layer, read.attention, *signals.vision)
+        for read in reads
+        if read.attention is not None
+    }
+    keys = {read.layer: read_keys(adapter, read.layer, *signals.vision) for read in reads if read.keys}
+    tokens = adapter.visual_tokens(signals.ids)
+    vision = Vision(attention, keys, signals.embeddings, signals.pixels, signals.about, 0, int(tokens.sum()))
+    (span,) = adapter.locate(signals.ids.cpu(), tokens.cpu(), signals.about, signals.pixels)
+    return span, picture_of(adapter, span, vision, reads)
 
 
-def _choose(adapter: Adapter, model: Any, pruner: Pruner, signals: Signals) -> None:
-    """Score a picture and select at every stage, as a prefill would."""
-    picture, text = look(adapter, pruner.vision_layers, signals), adapter.text
-    for stage in pruner.stages(len(adapter.layers)):
-        everything = len(picture.alive) == len(signals.states)
-        states = signals.states if everything else signals.states[picture.alive]  # the runtime copies nothing either
-        relevance = cache(partial(_relevance, adapter, pruner, stage.layer, states, picture.alive, signals))
-        picture = replace(
-            picture, read_relevance=relevance, read_states=lambda: states, read_text=lambda: signals.text,  # noqa: B023
-            read_keys=lambda: text.plain_keys(stage.layer, text.project(stage.layer, states[None], states[None])[1])[0],  # noqa: B023
-        )  # fmt: skip
-        picture = replace(picture, alive=pruner.select(picture, stage).kept.to(states.device))
+def _choose(adapter: Adapter, pruner: Pruner, signals: Signals) -> None:
+    """Score a picture and select at every stage, by the runtime's own prefill."""
+    reads, stages = pruner.reads(adapter.vision_depth), pruner.stages(len(adapter.layers))
+    prefill = _prefill(Setup(adapter, pruner, reads, None, stages), signals)
+    prefill.see([look(adapter, reads.vision, signals)])
+    hidden, text = signals.hidden, TextReader(adapter, reads.probe)
+    for stage in stages:
+        places = prefill.remaining.places
+        prefill.captured = _captured(adapter, prefill, stage.layer, hidden)
+        pictures = text.readable(prefill, stage.layer, hidden, adapter.text.model.rotary_emb(hidden, places), places)
+        hidden = prefill.prune(stage, pictures, hidden)
 
 
-def _relevance(adapter: Adapter, pruner: Pruner, layer: int, states: Tensor, alive: Tensor, signals: Signals) -> Tensor:
-    """Attention from the text tokens behind the picture, (N,)."""
-    rows = signals.text if pruner.text_rows == "instruction" else signals.text[-1:]
-    hidden, source = torch.cat([states, rows])[None], max(layer - 1, 0)
-    queries, keys = adapter.text.project(source, rows[None], hidden)
-    places = torch.arange(hidden.shape[1], device=hidden.device)[None]
-    cos, sin = adapter.text.model.rotary_emb(hidden, places)
-    queries = adapter.text.queries(source, queries, cos[:, -len(rows) :], sin[:, -len(rows) :])
-    keys = adapter.text.keys(source, keys, cos, sin)
-    scores = scoring.instruction_relevance(
-        queries, keys, places[:, -len(rows) :], torch.ones_like(places[:, -len(rows) :], dtype=torch.bool),
-        torch.ones_like(places, dtype=torch.bool), adapter.text.scale(source), pruner.text_reduce,
-    )  # fmt: skip
-    whole = scores.new_zeros(len(signals.states))
-    whole[alive] = scores[0, : len(states)]
-    return whole
+def _captured(adapter: Adapter, prefill: Prefill, layer: int, hidden: Tensor) -> dict[Part, Tensor]:
+    """What the runtime would keep of the layer below, were `hidden` its input: (1, S, ...), queries (1, R, ...)."""
+    probe, text = prefill.setup.reads.probe, adapter.text
+    if probe is None or (source := probe.source(layer)) == layer:
+        return {}
+    normed = text.normed(source, hidden)
+    asked = {"q": take(normed, prefill.asked_slots(), dim=1)}
+    return {part: text.projection(source, part)(asked.get(part, normed)) for part in probe.parts}
+
+
+def _prefill(setup: Setup, signals: Signals) -> Prefill:
+    """Of a prompt whose text is all instruction, or of which the last token asks."""
+    is_token = torch.ones_like(signals.ids, dtype=torch.bool)
+    rows = 1 if setup.reads.probe is not None and setup.reads.probe.rows == "last" else QUESTION
+    asked = torch.zeros_like(is_token)
+    asked[:, -rows:] = True
+    places = asked[0].nonzero()[:, 0][None]
+    held = Held(0, is_token[:, :0], signals.ids[:, :0])
+    return Prefill(setup, signals.ids, is_token, {}, asked, places, asked[:, -rows:], None, held, Remaining(is_token))

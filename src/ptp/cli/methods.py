@@ -34,4 +34,5 @@ def describe(method: type[Pruner]) -> str:
 
 
 def _signals(pruner: Pruner) -> list[str]:
-    return ["vision"] * bool(pruner.vision_layers) + ["text"] * (pruner.text_rows is not None)
+    reads = pruner.reads(DEPTH)
+    return ["vision"] * bool(reads.vision) + ["text"] * (reads.probe is not None)

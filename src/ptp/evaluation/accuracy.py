@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..methods.variants import Variant
-from ..pruner import EncoderReader
 from ..runtime import ImageTrace
 from ..tiny.tasks import Example
 from .baselines import BLANK, DOWNSAMPLE, FULL, downsampled_tiles
+from .encoding import EncoderReader
 from .samples import Sample, evidence_tokens
 
 MAX_NEW_TOKENS = 4

@@ -1,14 +1,14 @@
 """CDPruner (arXiv 2506.10967): tokens diverse among themselves, conditioned on the instruction."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch.nn.functional as F
 
+from ..greedy import keep_determinantal
 from ..pruner import Pruner, Stage
-from ..runtime import Picture
+from ..runtime import Picture, Reads, TextProbe
 from ..scoring import minmax
-from ..selection import Selection, keep_determinantal, total_budget
+from ..selection import Selection, total_budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +22,8 @@ class CDPruner(Pruner):
     embeddings in the language model, and S is that of the visual tokens after the projector.
     """
 
-    @property
-    def text_rows(self) -> Literal["instruction", "last"] | None:
-        return "instruction"
+    def reads(self, vision_depth: int) -> Reads:
+        return Reads(probe=TextProbe("instruction"))
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         features, text = F.normalize(picture.states, dim=-1), picture.text_states

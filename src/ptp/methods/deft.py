@@ -1,11 +1,10 @@
 """DeFT (arXiv 2609.34861): vision prunes with a reserve before the language model, text selects again at half depth."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from ..pruner import Stage
-from ..runtime import Picture
-from ..selection import Selection, even_budgets, keep_alive, keep_best, total_budget
+from ..runtime import Picture, Reads, TextProbe, VisionRead
+from ..selection import Selection, even_budgets, keep_best, keep_best_among, total_budget
 from .layers import ReadsVisionLayer
 
 
@@ -34,16 +33,15 @@ class DeFTPruner(ReadsVisionLayer):
         first = Stage(0, min(1.0, (1 + self.reserve) * self.keep_ratio))
         return (first, Stage(layers // 2, self.keep_ratio)) if layers > 1 else (first,)
 
-    @property
-    def text_rows(self) -> Literal["instruction", "last"] | None:
-        return "instruction"
+    def reads(self, vision_depth: int) -> Reads:
+        return Reads(vision=(VisionRead(self.vision_layer),), probe=TextProbe("instruction"))
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         total = total_budget(stage.keep_ratio, picture.tokens)
         if stage.layer == 0:
-            name, scores = "token", picture.attention
+            name, scores = "token", picture.saliency
             kept = keep_best(scores, picture.sizes, even_budgets(picture.sizes, total))
         else:
-            name, scores = "instruction", picture.relevance
-            kept = keep_alive(scores, picture.alive, total)
+            name, scores = "instruction", picture.text_attention
+            kept = keep_best_among(scores, picture.alive, total)
         return Selection(kept, picture.count_per_tile(kept), {name: scores} if self.record_scores else {})

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from ..greedy import keep_diverse
 from ..pruner import Pruner, Stage
 from ..runtime import Picture
-from ..selection import Selection, keep_diverse, total_budget
+from ..selection import Selection, total_budget
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ class FasterVLMPruner(ReadsVisionLayer):
     """
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
-        scores = picture.attention
+        scores = picture.saliency
         budgets = even_budgets(picture.sizes, total_budget(stage.keep_ratio, picture.tokens))
         kept = keep_best(scores, picture.sizes, budgets)
         return Selection(kept, budgets, {"token": scores} if self.record_scores else {})

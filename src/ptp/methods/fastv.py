@@ -1,10 +1,9 @@
 """FastV (arXiv 2403.06764): the tokens that the prompt's last token attends to, after two layers."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from ..pruner import Stage
-from ..runtime import Picture
+from ..runtime import Picture, Reads, TextProbe
 from ..selection import Selection, keep_best, total_budget
 from .layers import PrunesAtLayer
 
@@ -22,11 +21,10 @@ class FastVPruner(PrunesAtLayer):
 
     prune_layer: int = 2
 
-    @property
-    def text_rows(self) -> Literal["instruction", "last"] | None:
-        return "last"
+    def reads(self, vision_depth: int) -> Reads:
+        return Reads(probe=TextProbe("last"))
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
-        scores = picture.relevance
+        scores = picture.text_attention
         kept = keep_best(scores, [picture.tokens], [total_budget(stage.keep_ratio, picture.tokens)])
         return Selection(kept, picture.count_per_tile(kept), {"instruction": scores} if self.record_scores else {})

@@ -36,12 +36,12 @@ class GlobalCom2Pruner(ReadsVisionLayer):
             raise ValueError(f"temperature must be a positive number, got {self.temperature}. Smaller is sharper; try 10.")
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
-        local, total, sizes = picture.attention, total_budget(stage.keep_ratio, picture.tokens), picture.sizes
-        seen = picture.saliency[0].thumbnail
+        local, total, sizes = picture.saliency, total_budget(stage.keep_ratio, picture.tokens), picture.sizes
+        seen = picture.vision[0].thumbnail
         if seen is None:
             kept = keep_best(local, sizes, budgets := even_budgets(sizes, total))
             return Selection(kept, budgets, {"fused": local} if self.record_scores else {})
-        sigma = (overview_attention(picture, picture.saliency[0]) * seen.sum() / self.temperature).softmax(dim=0)
+        sigma = (overview_attention(picture, picture.vision[0]) * seen.sum() / self.temperature).softmax(dim=0)
         budgets = tile_budgets((1 + sigma - sigma.mean()).tolist(), sizes, total)
         side = round(sizes[-1] ** 0.5)
         *tiles, thumbnail = local.split(sizes)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ..pruner import Stage
-from ..runtime import Picture
+from ..runtime import Picture, Reads, VisionRead
 from ..selection import Selection, check_share, keep_best, tile_budgets, total_budget
 from .layers import ReadsVisionLayer
 from .regions import overview_attention
@@ -32,14 +32,13 @@ class HiREDPruner(ReadsVisionLayer):
         super().__post_init__()
         check_share("alpha", self.alpha)
 
-    @property
-    def vision_layers(self) -> tuple[int, ...]:
-        return (self.vision_layer, self.early_layer)
+    def reads(self, vision_depth: int) -> Reads:
+        return Reads(vision=(VisionRead(self.vision_layer), VisionRead(self.early_layer)))
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
-        scores = picture.attention
+        scores = picture.saliency
         total = total_budget(stage.keep_ratio, picture.tokens)
-        content = overview_attention(picture, picture.saliency[1])
+        content = overview_attention(picture, picture.vision[1])
         own = min(1.0, self.alpha * total / picture.sizes[-1])
         budgets = tile_budgets(content.tolist(), picture.sizes, total, own)
         kept = keep_best(scores, picture.sizes, budgets)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..pruner import Pruner, Stage
+from ..runtime import Reads, VisionRead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +39,8 @@ class ReadsVisionLayer(Pruner):
         super().__post_init__()
         _check_layer("vision_layer", self.vision_layer)
 
-    @property
-    def vision_layers(self) -> tuple[int, ...]:
-        return (self.vision_layer,)
+    def reads(self, vision_depth: int) -> Reads:
+        return Reads(vision=(VisionRead(self.vision_layer),))
 
 
 def _check_layer(name: str, value: Any, lowest: float = float("-inf")) -> None:

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from .. import scoring
 from ..pruner import Stage
-from ..runtime import Picture
+from ..runtime import Picture, Reads, TextProbe, VisionRead
 from ..selection import Selection, check_share, keep_best, tile_budgets, total_budget
 from .layers import PrunesAtLayer, ReadsVisionLayer
 from .regions import check_region, region_shares
 
 Relevance = Literal["attention", "similarity", "both"]
 Scope = Literal["picture", "tile"]
-CHOICES = {"relevance": get_args(Relevance), "normalize": get_args(Scope), "budgets": get_args(Scope)}
+CHOICES = {"relevance": get_args(Relevance), "normalize": get_args(Scope), "scope": get_args(Scope)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class PyramidPruner(PrunesAtLayer, ReadsVisionLayer):
     """Keeps what is salient in the picture and what the instruction asks for, and nothing twice.
 
     The paper fixes the three levels, alpha = 0.5 and the maximum over instruction tokens; the other settings are our
-    reconstruction, and `relevance`, `budgets="picture"` and `diversity` our extensions. The defaults are what measured best
+    reconstruction, and `relevance`, `scope="picture"` and `diversity` our extensions. The defaults are what measured best
     (docs/results/ablation.md says where they are not, and why); `published` is the paper's form.
 
     Attributes:
@@ -39,8 +39,8 @@ class PyramidPruner(PrunesAtLayer, ReadsVisionLayer):
         region_alpha: Weight in [0, 1] of the share of instruction relevance that falls on a tile, beside its visual
             saliency; None is `alpha`. Our extension; 0 is the published form.
         temperature: Softmax temperature of "cls_similarity"; attention shares are used as they are.
-        budgets: What a tile's share decides: how many tokens the "tile" may keep; or, tokens of the whole "picture"
-            competing for one budget, how much the scores of its tokens count.
+        scope: Where tokens compete, and so what a tile's share decides: in the "tile", how many it may keep; in the whole
+            "picture", for one budget, how much the scores of its tokens count.
         thumbnail_keep: Share of the thumbnail's tokens kept, in [0, 1]. None: `keep_ratio`, or, where the tokens of the
             picture compete, whatever they win.
         diversity: Exponent, at least 0, of a token's novelty in its score: how little of it is known from better tokens
@@ -54,7 +54,7 @@ class PyramidPruner(PrunesAtLayer, ReadsVisionLayer):
     region: str = "thumbnail_attention"
     region_alpha: float | None = None
     temperature: float = 0.3
-    budgets: Scope = "picture"
+    scope: Scope = "picture"
     thumbnail_keep: float | None = None
     diversity: float = 0.5
     normalize: Scope = "picture"
@@ -88,67 +88,88 @@ class PyramidPruner(PrunesAtLayer, ReadsVisionLayer):
         Source: arXiv 2509.15704, section III.
         """
         paper = {"alpha": 0.5, "prune_layer": 2, "relevance": "attention", "region": "cls_similarity", "region_alpha": 0.0}
-        return cls(**{**paper, "budgets": "tile", "diversity": 0.0, **settings})
+        return cls(**{**paper, "scope": "tile", "diversity": 0.0, **settings})
+
+    def reads(self, vision_depth: int) -> Reads:
+        return Reads(vision=(VisionRead(self.vision_layer),), probe=TextProbe("instruction") if self._reads_text else None)
 
     @property
-    def text_rows(self) -> Literal["instruction", "last"] | None:
-        return "instruction" if self.alpha > 0 or self._weight_in_regions > 0 else None
+    def _reads_text(self) -> bool:
+        return self.alpha > 0 or self._weight_in_regions > 0
 
     @property
     def _weight_in_regions(self) -> float:
         return self.alpha if self.region_alpha is None else self.region_alpha
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
-        sizes, total = picture.sizes, total_budget(stage.keep_ratio, picture.tokens)
-        token, instruction = picture.attention, self.instruction(picture)
-        parts = [(token, instruction)]
-        if self.normalize == "tile":
-            parts = [pair for pair in zip(token.split(sizes), instruction.split(sizes), strict=True) if len(pair[0])]
-        fused = torch.cat([scoring.fuse(a, c, self.alpha) for a, c in parts])
-        region = self.region_shares(picture, instruction)
-        novelty = scoring.novelty(picture.states, fused, sizes) if self.diversity > 0 else None
-        score = fused if novelty is None else fused * novelty.to(fused.device) ** self.diversity
-        if self.budgets == "tile":
-            budgets = tile_budgets(region.tolist(), sizes, total, self.thumbnail_keep)
-            kept = keep_best(score, sizes, budgets)
-        else:
-            kept = self._keep_of_picture(picture, score * _weights(region, sizes), total)
-            budgets = picture.count_per_tile(kept)
-        if not self.record_scores:
-            return Selection(kept, budgets)
-        whole = torch.cat([region, region.new_ones(len(sizes) - len(region))])
-        scores = {"region": whole, "token": token, "instruction": instruction, "fused": fused}
-        return Selection(kept, budgets, scores if novelty is None else {**scores, "novelty": novelty})
+        scores = self.score(picture)
+        kept = self._choose(picture, scores, total_budget(stage.keep_ratio, picture.tokens))
+        return Selection(kept, picture.count_per_tile(kept), scores.to_dict(len(picture.sizes)) if self.record_scores else {})
 
-    def instruction(self, picture: Picture) -> Tensor:
-        """Relevance (N,) of each visual token to the instruction, at least 0; zero where no text is read."""
-        if self.text_rows is None:
-            return torch.zeros_like(picture.attention)
+    def score(self, picture: Picture) -> "PyramidScores":
+        """The three levels, and what they make of each token."""
+        sizes, token, relevance = picture.sizes, picture.saliency, self._relevance(picture)
+        parts = [(token, relevance)]
+        if self.normalize == "tile":
+            parts = [pair for pair in zip(token.split(sizes), relevance.split(sizes), strict=True) if len(pair[0])]
+        fused = torch.cat([scoring.fuse(a, c, self.alpha) for a, c in parts])
+        novelty = scoring.novelty(picture.states, fused, sizes).to(fused.device) if self.diversity > 0 else None
+        return PyramidScores(self._region(picture, relevance), token, relevance, fused, novelty)
+
+    def _relevance(self, picture: Picture) -> Tensor:
+        """(N,) of each visual token to the instruction, at least 0; zero where no text is read."""
+        if not self._reads_text:
+            return torch.zeros_like(picture.saliency)
         source = self.relevance or ("attention" if self.prune_layer else "similarity")
         if source == "attention":
-            return picture.relevance
+            return picture.text_attention
         similarity = scoring.minmax(scoring.similarity_relevance(picture.states, picture.text_states))
-        similarity = similarity.to(picture.attention.device)
-        return similarity if source == "similarity" else (scoring.minmax(picture.relevance) + similarity) / 2
+        similarity = similarity.to(picture.saliency.device)
+        return similarity if source == "similarity" else (scoring.minmax(picture.text_attention) + similarity) / 2
 
-    def region_shares(self, picture: Picture, instruction: Tensor) -> Tensor:
-        """Weights (tiles,) of the tiles without the thumbnail, summing to 1.
-
-        Args:
-            instruction: (N,) relevance of each token.
-        """
+    def _region(self, picture: Picture, relevance: Tensor) -> Tensor:
+        """(tiles,) weights of the tiles without the thumbnail, summing to 1."""
         shares, weight = region_shares(picture, self.region, self.temperature), self._weight_in_regions
         if weight > 0 and picture.tiles > 1:
-            relevance = torch.stack([part.sum() for part in instruction.split(picture.sizes)[: picture.tiles]])
-            shares = (1 - weight) * shares + weight * scoring.region_weights(relevance, None)
+            asked_for = torch.stack([part.sum() for part in relevance.split(picture.sizes)[: picture.tiles]])
+            shares = (1 - weight) * shares + weight * scoring.region_weights(asked_for, None)
         return shares
 
-    def _keep_of_picture(self, picture: Picture, score: Tensor, total: int) -> Tensor:
-        """The best tokens of the picture; the thumbnail apart only where `thumbnail_keep` gives it a share of its own."""
+    def _choose(self, picture: Picture, scores: "PyramidScores", total: int) -> Tensor:
+        """(K,) ascending indices: in each tile's budget, or the best of the picture."""
+        sizes, best = picture.sizes, scores.fused
+        if scores.novelty is not None:
+            best = best * scores.novelty**self.diversity
+        if self.scope == "tile":
+            return keep_best(best, sizes, tile_budgets(scores.region.tolist(), sizes, total, self.thumbnail_keep))
+        best = best * _weights(scores.region, sizes)
         if self.thumbnail_keep is None or not picture.thumbnail:
-            return keep_best(score, [len(score)], [total])
-        groups = [len(score) - picture.sizes[-1], picture.sizes[-1]]
-        return keep_best(score, groups, tile_budgets([1.0], groups, total, self.thumbnail_keep))
+            return keep_best(best, [len(best)], [total])
+        groups = [len(best) - sizes[-1], sizes[-1]]  # the thumbnail has a share of its own
+        return keep_best(best, groups, tile_budgets([1.0], groups, total, self.thumbnail_keep))
+
+
+@dataclass(frozen=True)
+class PyramidScores:
+    """What `PyramidPruner` makes of a picture, float32.
+
+    Attributes:
+        region: (tiles,) weights of the tiles without the thumbnail, summing to 1.
+        token: (N,) saliency. relevance: (N,) to the instruction. fused: (N,) in [0, 1], both.
+        novelty: (N,) in (0, 1]; None where it does not count.
+    """
+
+    region: Tensor
+    token: Tensor
+    relevance: Tensor
+    fused: Tensor
+    novelty: Tensor | None
+
+    def to_dict(self, tiles: int) -> dict[str, Tensor]:
+        """As the trace has them, for `tiles` tiles with the thumbnail, whose region weight is 1."""
+        region = torch.cat([self.region, self.region.new_ones(tiles - len(self.region))])
+        found = {"region": region, "token": self.token, "instruction": self.relevance, "fused": self.fused}
+        return found if self.novelty is None else {**found, "novelty": self.novelty}
 
 
 def _weights(region: Tensor, sizes: tuple[int, ...]) -> Tensor:

@@ -1,11 +1,10 @@
 """PyramidDrop (arXiv 2410.17247): fewer visual tokens from stage to stage of the language model."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from ..pruner import Pruner, Stage
-from ..runtime import Picture
-from ..selection import Selection, keep_alive, total_budget
+from ..runtime import Picture, Reads, TextProbe
+from ..selection import Selection, keep_best_among, total_budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +20,10 @@ class PyramidDropPruner(Pruner):
         places = sorted({max(1, layers * part // 4) for part in (1, 2, 3)})
         return tuple(Stage(layer, self.keep_ratio ** ((n + 1) / len(places))) for n, layer in enumerate(places))
 
-    @property
-    def text_rows(self) -> Literal["instruction", "last"] | None:
-        return "last"
+    def reads(self, vision_depth: int) -> Reads:
+        return Reads(probe=TextProbe("last"))
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
-        scores = picture.relevance
-        kept = keep_alive(scores, picture.alive, total_budget(stage.keep_ratio, picture.tokens))
+        scores = picture.text_attention
+        kept = keep_best_among(scores, picture.alive, total_budget(stage.keep_ratio, picture.tokens))
         return Selection(kept, picture.count_per_tile(kept), {"instruction": scores} if self.record_scores else {})

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..pruner import Stage
-from ..runtime import Picture
+from ..runtime import Picture, Reads, VisionRead
 from ..selection import Selection, keep_best, tile_budgets, total_budget
 from .layers import PrunesAtLayer
 from .regions import check_region, region_shares
@@ -29,9 +29,8 @@ class RandomPruner(PrunesAtLayer):
         if self.region is not None:
             check_region(self.region)
 
-    @property
-    def vision_layers(self) -> tuple[int, ...]:
-        return () if self.region is None else (-1,)
+    def reads(self, vision_depth: int) -> Reads:
+        return Reads() if self.region is None else Reads(vision=(VisionRead(-1),))
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         budget = total_budget(stage.keep_ratio, picture.tokens)
@@ -41,4 +40,4 @@ class RandomPruner(PrunesAtLayer):
             kept = order[:budget].sort().values
             return Selection(kept, picture.count_per_tile(kept))
         budgets = tile_budgets(region_shares(picture, self.region).tolist(), picture.sizes, budget)
-        return Selection(keep_best(order.to(picture.attention.device), picture.sizes, budgets), budgets)
+        return Selection(keep_best(order.to(picture.saliency.device), picture.sizes, budgets), budgets)

@@ -6,25 +6,26 @@ import torch
 from torch import Tensor
 
 from .. import scoring
-from ..runtime import Picture, Saliency
+from ..runtime import Picture, VisionSignal
 
 
-def overview_attention(picture: Picture, saliency: Saliency) -> Tensor:
+def overview_attention(picture: Picture, signal: VisionSignal) -> Tensor:
     """Attention of a view of the whole picture on each tile, as shares (tiles,).
 
     The thumbnail's where there is one. A model that does not cut pictures into tiles has seen the picture as a whole: there
     it is the share of the tokens' own saliency.
     """
-    if saliency.thumbnail is not None:
+    if signal.thumbnail is not None:
         boxes = torch.tensor([tile.box for tile in picture.layout.tiles[: picture.tiles]])
-        return scoring.thumbnail_attention(saliency.thumbnail, boxes)
-    return scoring.region_weights(scoring.split(saliency.tokens, picture.sizes).sum(dim=1), None)
+        return scoring.thumbnail_attention(signal.thumbnail, boxes)
+    assert signal.saliency is not None  # regions are asked of layers whose attention is read
+    return scoring.region_weights(scoring.split(signal.saliency, picture.sizes).sum(dim=1), None)
 
 
 def _tokens(picture: Picture) -> tuple[Tensor, tuple[int, ...]]:
     """Saliency (N,) of the tokens that are not the thumbnail's, and how many each tile has."""
     sizes = picture.sizes[: picture.tiles]
-    return picture.attention[: sum(sizes)], sizes
+    return picture.saliency[: sum(sizes)], sizes
 
 
 def _likeness(picture: Picture) -> Tensor:
@@ -33,10 +34,10 @@ def _likeness(picture: Picture) -> Tensor:
 
 
 REGIONS: dict[str, Callable[[Picture], Tensor]] = {
-    "thumbnail_attention": lambda p: overview_attention(p, p.saliency[0]),
+    "thumbnail_attention": lambda p: overview_attention(p, p.vision[0]),
     "attention_mass": lambda p: scoring.attention_mass(*_tokens(p)),
     "cls_similarity": _likeness,
-    "uniform": lambda p: torch.ones(p.tiles, device=p.attention.device),
+    "uniform": lambda p: torch.ones(p.tiles, device=p.saliency.device),
 }
 """Saliency of the tiles without the thumbnail, by the source's name."""
 
@@ -55,5 +56,5 @@ def region_shares(picture: Picture, region: str, temperature: float = 0.3) -> Te
         temperature: Softmax temperature of "cls_similarity"; attention shares are used as they are.
     """
     if picture.tiles == 1:
-        return torch.ones(1, device=picture.attention.device)
+        return torch.ones(1, device=picture.saliency.device)
     return scoring.region_weights(REGIONS[region](picture), temperature if region == "cls_similarity" else None)

@@ -2,13 +2,10 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
-
-from torch import Tensor
 
 from ..pruner import Pruner, Stage
-from ..runtime import Picture
-from ..selection import Selection, keep_alive, total_budget
+from ..runtime import Picture, Reads, TextProbe
+from ..selection import Selection, keep_best_among, total_budget
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,19 +24,11 @@ class SparseVLMPruner(Pruner):
         places = sorted({min(layers - 1, math.ceil(layers * part / 32)) for part in (2, 6, 15)})
         return tuple(Stage(layer, self.keep_ratio ** ((n + 1) / len(places))) for n, layer in enumerate(places))
 
-    @property
-    def text_rows(self) -> Literal["instruction", "last"] | None:
-        return "instruction"
-
-    @property
-    def text_reduce(self) -> Literal["max", "mean"]:
-        return "mean"
-
-    def raters(self, picture: Picture) -> Tensor | None:
-        likeness = (picture.states @ picture.text_states.T).softmax(dim=-1).mean(dim=0)  # (R,)
-        return likeness >= likeness.mean()
+    def reads(self, vision_depth: int) -> Reads:
+        return Reads(probe=TextProbe("instruction", reduce="mean"))
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
-        scores = picture.relevance
-        kept = keep_alive(scores, picture.alive, total_budget(stage.keep_ratio, picture.tokens))
+        likeness = (picture.states @ picture.text_states.T).softmax(dim=-1).mean(dim=0)  # (R,)
+        scores = picture.attention_from(likeness >= likeness.mean())
+        kept = keep_best_among(scores, picture.alive, total_budget(stage.keep_ratio, picture.tokens))
         return Selection(kept, picture.count_per_tile(kept), {"instruction": scores} if self.record_scores else {})

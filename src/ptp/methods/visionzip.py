@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from ..pruner import Stage
 from ..runtime import Picture
-from ..selection import Selection, check_share, even_budgets, keep_best, total_budget
+from ..selection import Selection, averages, check_share, even_budgets, keep_best, total_budget
 from .layers import ReadsVisionLayer
 
 
@@ -32,19 +32,19 @@ class VisionZipPruner(ReadsVisionLayer):
         check_share("contextual", self.contextual)
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
-        scores = picture.attention
+        scores = picture.saliency
         budgets = even_budgets(picture.sizes, total_budget(stage.keep_ratio, picture.tokens))
         targets = [round(self.contextual * budget) for budget in budgets]
         dominant = keep_best(scores, picture.sizes, [b - c for b, c in zip(budgets, targets, strict=True)])
-        merged = torch.full((picture.tokens,), -1, device=scores.device)
-        merged[dominant] = dominant
+        groups = torch.full((picture.tokens,), -1, device=scores.device)
+        groups[dominant] = dominant
         features, start = F.normalize(picture.states, dim=-1), 0
         for size, count in zip(picture.sizes, targets, strict=True):
-            rest = start + (merged[start : start + size] < 0).nonzero()[:, 0]
+            rest = start + (groups[start : start + size] < 0).nonzero()[:, 0]
             start += size
             if count:
                 target = rest[torch.arange(count, device=rest.device) * len(rest) // count]
-                merged[rest] = target[(features[rest] @ features[target].T).argmax(dim=1)]
-                merged[target] = target
-        kept = (merged == torch.arange(picture.tokens, device=merged.device)).nonzero()[:, 0]
-        return Selection(kept, budgets, {"token": scores} if self.record_scores else {}, merged)
+                groups[rest] = target[(features[rest] @ features[target].T).argmax(dim=1)]
+                groups[target] = target
+        kept = (groups == torch.arange(picture.tokens, device=groups.device)).nonzero()[:, 0]
+        return Selection(kept, budgets, {"token": scores} if self.record_scores else {}, averages(groups, kept))

@@ -35,7 +35,7 @@ class VisPruner(ReadsVisionLayer):
         check_share("important", self.important)
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
-        scores = picture.attention
+        scores = picture.saliency
         budgets = even_budgets(picture.sizes, total_budget(stage.keep_ratio, picture.tokens))
         features, kept, start = F.normalize(picture.states, dim=-1), [], 0
         for size, budget in zip(picture.sizes, budgets, strict=True):

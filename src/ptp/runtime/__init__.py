@@ -2,8 +2,21 @@
 
 from .cache import UnsupportedCacheError
 from .engine import Engine
-from .picture import Picture, Saliency
+from .picture import Picture, VisionSignal
 from .prefill import Setup
+from .reads import Reads, TextProbe, VisionRead
 from .trace import ImageTrace, PrefillTrace, Trace
 
-__all__ = ["Engine", "ImageTrace", "Picture", "PrefillTrace", "Saliency", "Setup", "Trace", "UnsupportedCacheError"]
+__all__ = [
+    "Engine",
+    "ImageTrace",
+    "Picture",
+    "PrefillTrace",
+    "Reads",
+    "Setup",
+    "TextProbe",
+    "Trace",
+    "UnsupportedCacheError",
+    "VisionRead",
+    "VisionSignal",
+]

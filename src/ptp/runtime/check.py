@@ -51,21 +51,23 @@ def _problem(selection: Any, picture: Picture, keep_ratio: float) -> str | None:
             f"budgets must be the tokens kept in each tile, {counts}, got {list(selection.budgets)}. "
             "picture.count_per_tile(kept) counts them."
         )
-    return None if selection.merged is None else _merge_problem(selection.merged, kept, picture)
+    return None if selection.mix is None else _mix_problem(selection.mix, len(kept), picture)
 
 
-def _merge_problem(merged: Any, kept: Tensor, picture: Picture) -> str | None:
-    if not isinstance(merged, Tensor) or merged.dtype != torch.int64 or merged.shape != (picture.tokens,):
-        found = f"{merged.dtype} {tuple(merged.shape)}" if isinstance(merged, Tensor) else type(merged).__name__
-        return f"merged must be ({picture.tokens},) int64, the kept token each one goes into or -1, got {found}."
-    merged = merged.cpu()
-    own = merged[kept]
-    if not torch.equal(own, kept):
-        wrong = int((own != kept).nonzero()[0, 0])
-        return f"a kept token must go into itself, got merged[{int(kept[wrong])}] = {int(own[wrong])}. Set merged[kept] = kept."
-    targets = merged[merged != -1]
-    if not bool(torch.isin(targets, kept).all()):
-        return f"merged must point to kept tokens or be -1, got {_shown(targets[~torch.isin(targets, kept)])}."
+def _mix_problem(mix: Any, kept: int, picture: Picture) -> str | None:
+    shape = (kept, picture.tokens)
+    if not isinstance(mix, Tensor) or not mix.is_floating_point() or mix.shape != shape:
+        found = f"{mix.dtype} {tuple(mix.shape)}" if isinstance(mix, Tensor) else type(mix).__name__
+        return (
+            f"mix must be {shape} weights, a row for each kept token, got {found}. ptp.selection.averages makes one of groups."
+        )
+    weighs = mix != 0
+    if not bool(mix.isfinite().all()) or not bool(weighs.any(dim=1).all()):
+        return "each row of mix must be finite and have a weight that is not 0: its kept token would be lost. Give it its own."
+    gone = torch.ones(picture.tokens, dtype=torch.bool, device=mix.device)
+    gone[picture.alive.to(mix.device)] = False
+    if bool((weighs & gone).any()):
+        return "mix must weigh tokens of picture.alive only, got a weight for one that left before. Set it to 0."
     return None
 
 

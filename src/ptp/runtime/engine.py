@@ -30,8 +30,8 @@ class Engine:
     def __init__(self, model: PreTrainedModel, setup: Setup) -> None:
         self.model, self.setup, self.adapter = model, setup, setup.adapter
         self.trace, self.running = Trace(), Running()
-        self.vision = VisionReader(setup.adapter, setup.method.vision_layers, setup.method.window, self.running)
-        self.text = TextReader(setup.adapter, setup.method)
+        self.vision = VisionReader(setup.adapter, setup.reads.vision, setup.method.window, self.running)
+        self.text = TextReader(setup.adapter, setup.reads.probe)
         self.handles: list[RemovableHandle | Shadow] = []
 
     def attach(self) -> None:

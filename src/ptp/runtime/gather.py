@@ -17,19 +17,14 @@ def take(states: Tensor, index: Tensor, dim: int) -> Tensor:
     return states.gather(dim, index.to(states.device).view(shape).expand(size))
 
 
-def merge(states: Tensor, row: int, sources: Tensor, targets: Tensor, kept_slots: Tensor, kept: Tensor) -> Tensor:
-    """Replace the states of kept tokens by the means of those that go into them; returns new states.
+def merge(states: Tensor, row: int, sources: Tensor, targets: Tensor, mix: Tensor) -> Tensor:
+    """Replace the states of kept tokens by combinations of the picture's; returns new states.
 
     Args:
         states: (B, S', D). row: The batch row of the picture.
-        sources: (N',) slots of its tokens.
-        targets: (N',) the kept token, by its index, that each goes into; -1 for none.
-        kept_slots: (K,) slots of the kept tokens. kept: (K,) their ascending indices.
+        sources: (N',) slots of its tokens. targets: (K,) slots of the kept ones.
+        mix: (K, N') the weight of each token in each kept one.
     """
-    states, targets, kept = states.clone(), targets.to(states.device), kept.to(states.device)
-    group = torch.searchsorted(kept, targets.clamp_min(0)).where(targets >= 0, len(kept))
-    sums = states.new_zeros(len(kept) + 1, states.shape[-1], dtype=torch.float32)
-    sums.index_add_(0, group, states[row, sources].float())
-    counts = torch.bincount(group, minlength=len(kept) + 1).clamp_min(1)
-    states[row, kept_slots] = (sums / counts[:, None])[:-1].to(states.dtype)
-    return states
+    merged = states.clone()
+    merged[row, targets] = (mix.to(states.device, torch.float32) @ states[row, sources].float()).to(states.dtype)
+    return merged

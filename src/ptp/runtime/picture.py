@@ -1,14 +1,15 @@
 """What a method may look at when it decides about one picture."""
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..adapters import Layout
+from .reads import AttentionKind
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,8 @@ class Vision:
     """Signals of one run of the vision encoder, unit by unit (tiles; pictures or frames where it takes them whole).
 
     Attributes:
-        saliency: (P,) float32 per unit, of each layer that was asked for, by its number counted from the first: [CLS]
-            attention (without [CLS]: mean received attention) of each patch.
+        attention: (P,) float32 per unit, by (layer counted from the first, "cls" or "received").
+        keys: (P, D) float32 per unit, the mean over heads, by layer.
         embeddings: (regions, D) per unit; empty where no layer was asked for.
         pixels: A few pixels per unit.
         about: What the adapter remembers of the pictures' sizes.
@@ -25,7 +26,8 @@ class Vision:
         tokens: Visual tokens that were put out, in all.
     """
 
-    saliency: Mapping[int, Sequence[Tensor]]
+    attention: Mapping[tuple[int, AttentionKind], Sequence[Tensor]]
+    keys: Mapping[int, Sequence[Tensor]]
     embeddings: Sequence[Tensor]
     pixels: Sequence[Tensor]
     about: Any
@@ -34,16 +36,38 @@ class Vision:
 
 
 @dataclass(frozen=True)
-class Saliency:
-    """What one vision layer looks at in a picture.
+class VisionSignal:
+    """One vision layer's view of a picture: what a `VisionRead` asked for.
 
     Attributes:
-        tokens: (N,) float32, attention of each patch pooled onto visual tokens.
+        saliency: (N,) float32, attention of each patch pooled onto visual tokens; None where it was not asked for.
         thumbnail: (P,) the same of the thumbnail's patches, a square in raster order; None without a thumbnail.
+        keys: (N, D) float32, the mean over heads, pooled onto visual tokens; None where they were not asked for.
     """
 
-    tokens: Tensor
-    thumbnail: Tensor | None
+    saliency: Tensor | None
+    thumbnail: Tensor | None = None
+    keys: Tensor | None = None
+
+
+class Readings(Protocol):
+    """What can be read in the language model at a stage; nothing is computed before it is asked for. Float or half."""
+
+    def states(self) -> Tensor:
+        """(N', D) hidden states of the tokens alive, at the input of the stage's layer."""
+        ...
+
+    def keys(self) -> Tensor:
+        """(N', heads * width) keys of the tokens alive in the stage's layer, before rotary positions."""
+        ...
+
+    def text_states(self) -> Tensor:
+        """(R, D) hidden states of the probe's text tokens, at the input of the stage's layer."""
+        ...
+
+    def text_attention(self, rows: Tensor | None) -> Tensor:
+        """(N,) attention from the probe's text tokens, or from the True ones of `rows` (R,); zero for tokens that left."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,23 +75,21 @@ class Picture:
     """One picture of the prompt, at one stage.
 
     Attributes:
-        layout: Where its visual tokens are on it.
+        layout: Where its N visual tokens are on it, tile by tile.
         alive: (N',) ascending indices of the tokens that earlier stages left; all N at the first stage.
-        saliency: Of the method's `vision_layers`, in that order.
-        embeddings: (T, D) the [CLS] embedding of each tile (without [CLS]: the mean patch embedding).
+        vision: What the method's `Reads.vision` asked for, in that order.
+        embeddings: (T, D) the [CLS] embedding of each tile (without [CLS]: the mean patch embedding); empty where no vision
+            layer was asked for.
         pixels: A few pixels of each of its units.
-        read_relevance, read_states, read_text, read_keys: What `relevance`, `states`, `text_states` and `keys` read.
+        readings: What can be read in the language model.
     """
 
     layout: Layout
     alive: Tensor
-    saliency: tuple[Saliency, ...]
+    vision: tuple[VisionSignal, ...]
     embeddings: Tensor
     pixels: tuple[Tensor, ...]
-    read_relevance: Callable[[], Tensor] | None = None
-    read_states: Callable[[], Tensor] | None = None
-    read_text: Callable[[], Tensor] | None = None
-    read_keys: Callable[[], Tensor] | None = None
+    readings: Readings | None = None
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -90,34 +112,46 @@ class Picture:
         return len(self.sizes) - self.thumbnail
 
     @property
-    def attention(self) -> Tensor:
-        """(N,) float32 saliency of each visual token in the method's first vision layer."""
-        return self.saliency[0].tokens
+    def tokens(self) -> int:
+        """Visual tokens before any pruning, N."""
+        return sum(self.sizes)
 
     @property
-    def relevance(self) -> Tensor:
-        """(N,) float32 attention from the text tokens that the method's `text_rows` asks for; zero for tokens that left."""
-        return _read(self.read_relevance).to(self.alive.device)
+    def saliency(self) -> Tensor:
+        """(N,) float32 saliency of each visual token in the first vision layer that the method reads."""
+        if not self.vision or self.vision[0].saliency is None:
+            raise ValueError("No saliency was asked for. Return Reads(vision=(VisionRead(-1),)) from the method's `reads`.")
+        return self.vision[0].saliency
 
     @property
     def states(self) -> Tensor:
         """(N', D) float32 hidden states of the tokens alive, at the input of the stage's layer."""
-        return _read(self.read_states)
-
-    @property
-    def text_states(self) -> Tensor:
-        """(R, D) float32 hidden states of the text tokens that `relevance` comes from."""
-        return _read(self.read_text)
+        return self._readings.states().float()
 
     @property
     def keys(self) -> Tensor:
         """(N', heads * width) float32 keys of the tokens alive in the stage's layer, before rotary positions."""
-        return _read(self.read_keys)
+        return self._readings.keys().float()
 
     @property
-    def tokens(self) -> int:
-        """Visual tokens before any pruning, N."""
-        return sum(self.sizes)
+    def text_states(self) -> Tensor:
+        """(R, D) float32 hidden states of the probe's text tokens, at the input of the stage's layer."""
+        return self._readings.text_states().float()
+
+    @property
+    def text_attention(self) -> Tensor:
+        """(N,) float32 attention from the probe's text tokens; zero for tokens that left."""
+        return self.attention_from(None)
+
+    def attention_from(self, rows: Tensor | None) -> Tensor:
+        """(N,) float32 attention from some of the probe's text tokens: the True entries of `rows` (R,); None is all."""
+        return self._readings.text_attention(rows).float().to(self.alive.device)
+
+    @property
+    def _readings(self) -> Readings:
+        if self.readings is None:
+            raise ValueError("States, keys and attention can be read inside `select` only. Read them there.")
+        return self.readings
 
     @property
     def fingerprint(self) -> int:
@@ -130,9 +164,3 @@ class Picture:
         sizes = torch.tensor(self.sizes)
         tile = torch.arange(len(self.sizes)).repeat_interleave(sizes)
         return torch.bincount(tile[kept.cpu()], minlength=len(self.sizes)).tolist()
-
-
-def _read(reader: Callable[[], Tensor] | None) -> Tensor:
-    if reader is None:
-        raise ValueError("This can be read inside `select` only, and relevance only with `text_rows`. Read it there.")
-    return reader().float()

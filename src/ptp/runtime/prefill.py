@@ -7,7 +7,7 @@ Its life: `begin` (what came in, which text scores), `see` (what was encoded), `
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from transformers import Cache
 from transformers.masking_utils import create_causal_mask
 
 from ..adapters import Adapter, Span
+from ..adapters.text import Part
 from ..conversation import InstructionFinder
 from ..selection import Selection
 from .cache import Record, cache_bytes, compact_cache, finish_cache
@@ -22,6 +23,7 @@ from .check import check_selection
 from .gather import merge, take
 from .incoming import Held, Incoming
 from .picture import Picture, Vision
+from .reads import Reads
 from .remaining import Remaining
 from .trace import ImageTrace, PrefillTrace
 
@@ -40,23 +42,21 @@ class Method(Protocol):
 
     @property
     def window(self) -> int: ...
-    @property
-    def vision_layers(self) -> tuple[int, ...]: ...
-    @property
-    def text_rows(self) -> Literal["instruction", "last"] | None: ...
-    @property
-    def text_reduce(self) -> Literal["max", "mean"]: ...
-    def stages(self, layers: int) -> tuple[StageLike, ...]: ...
-    def raters(self, picture: Picture) -> Tensor | None: ...
     def select(self, picture: Picture, stage: Any) -> Selection: ...
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all prefills of a model share while it is pruned."""
+    """What all prefills of a model share while it is pruned.
+
+    Attributes:
+        reads: What the method reads. instruction: Finds the instruction; None where it is not read.
+        stages: Where tokens leave, in layer order.
+    """
 
     adapter: Adapter
     method: Method
+    reads: Reads
     instruction: InstructionFinder | None
     stages: tuple[StageLike, ...]
 
@@ -92,7 +92,7 @@ class Prefill:
     visions: dict[str, Vision] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
-    captured: dict[str, Tensor] = field(default_factory=dict)
+    captured: dict[Part, Tensor] = field(default_factory=dict)
     late: tuple[Tensor, Sequence[Tensor]] | None = None
     selections: list[Selection] = field(default_factory=list)
     layer_tokens: tuple[int, ...] = ()
@@ -141,10 +141,10 @@ class Prefill:
             kept = places[selection.kept.to(places.device)]
             stays[span.row, places] = False
             stays[span.row, kept] = True
-            if selection.merged is not None:
-                alive = slots[span.row, places[picture.alive.to(places.device)]]
-                targets = selection.merged[picture.alive.to(selection.merged.device)]
-                hidden = merge(hidden, span.row, alive, targets, slots[span.row, kept], selection.kept)
+            if selection.mix is not None:
+                sources = slots[span.row, places[picture.alive.to(places.device)]]
+                mix = selection.mix[:, picture.alive.to(selection.mix.device)]
+                hidden = merge(hidden, span.row, sources, slots[span.row, kept], mix)
         self.pictures = [replace(p, alive=s.kept) for p, s in zip(self.pictures, self.selections, strict=True)]
         left = self.remaining.leave(stays)
         if left is None:
@@ -216,13 +216,18 @@ class Prefill:
 
 
 def _asked(setup: Setup, input_ids: Tensor, is_token: Tensor) -> Tensor:
-    """(B, S) bool: the text tokens that score, as the method wants them."""
-    if setup.method.text_rows == "last":
-        order = torch.arange(input_ids.shape[1], device=is_token.device)
-        return order == torch.where(is_token, order, -1).amax(dim=1, keepdim=True)
-    if setup.instruction is None:
+    """(B, S) bool: the text tokens that the probe asks."""
+    if setup.reads.probe is None:
         return torch.zeros_like(is_token)
-    return setup.instruction.mask(input_ids, is_token, setup.adapter.visual_tokens(input_ids)) & is_token
+    visual, rows = setup.adapter.visual_tokens(input_ids), setup.reads.probe.rows
+    if rows == "instruction":
+        assert setup.instruction is not None  # `attach` has made it
+        return setup.instruction.mask(input_ids, is_token, visual) & is_token
+    order = torch.arange(input_ids.shape[1], device=is_token.device)
+    if rows == "last":
+        return order == torch.where(is_token, order, -1).amax(dim=1, keepdim=True)
+    begin = torch.where(visual, order, -1).amax(dim=1, keepdim=True) if rows == "behind" else -1
+    return is_token & ~visual & (order > begin)
 
 
 def _pad_rows(mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Reading the language model while it prefills: what the text tokens pay attention to, and what the pictures have become."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import cache
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,113 +11,169 @@ from torch.utils.hooks import RemovableHandle
 
 from .. import scoring
 from ..adapters import Adapter, Span
+from ..adapters.text import Part
 from .gather import take
 from .hooks import Hook
 from .picture import Picture
-from .prefill import Method, Prefill
+from .prefill import Prefill
+from .reads import TextProbe
+
+
+@dataclass
+class Stage:
+    """A prefill at the input of the layer where tokens are about to leave; what the probe sees is worked out when asked for.
+
+    Attributes:
+        layer: The layer. hidden: (B, S', D) its input.
+        embeddings: (cos, sin) of its rotary positions, (B or 1, S', ...). positions: These themselves, None where the model
+            keeps them to itself.
+    """
+
+    adapter: Adapter
+    probe: TextProbe | None
+    prefill: Prefill
+    layer: int
+    hidden: Tensor
+    embeddings: tuple[Tensor, Tensor]
+    positions: Any
+    _attention: dict[Any, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """(B, S) the slot of the token at each place."""
+        return self.prefill.remaining.slots()
+
+    @cached_property
+    def source(self) -> int:
+        """The layer whose queries and keys the probe compares."""
+        return self.layer if self.probe is None else self.probe.source(self.layer)
+
+    def attention(self, row: int, chosen: Tensor | None) -> Tensor:
+        """(S,) attention in one batch row on every new token, zero for those already gone.
+
+        Args:
+            chosen: (R,) bool, those of the row's probed text tokens that count; None is all.
+        """
+        if chosen is None:
+            if None not in self._attention:
+                self._attention[None] = self._score(self.prefill.asked_valid)
+            return self._attention[None][row]
+        valid = torch.zeros_like(self.prefill.asked_valid)
+        valid[row, self.prefill.asked_valid[row]] = chosen.to(valid.device)
+        return self._score(valid)[row]
+
+    def _score(self, valid: Tensor) -> Tensor:
+        """(B, S) attention from the True ones of the probed text tokens (B, R); softmax over all that was seen."""
+        assert self.probe is not None
+        prefill, text, source = self.prefill, self.adapter.text, self.source
+        held, remaining = prefill.held, prefill.remaining
+        queries, keys, weights = self._compared
+        cached = keys.shape[2] - remaining.places.shape[1]
+        seen = torch.cat([held.valid[:, :cached], remaining.valid], dim=1)
+        reach, window = None, text.reach(source)
+        if window is not None:  # counted in the unpruned sequence
+            places = torch.cat([held.places[:, :cached], held.seen + remaining.places], dim=1)
+            reach = held.seen + prefill.asked_places[:, :, None] - places[:, None] < window
+        rows = prefill.asked_slots() + cached
+        scores = scoring.instruction_relevance(
+            queries, keys, rows, valid, seen, text.scale(source), self.probe.reduce, reach, weights
+        )[:, cached:]
+        unpruned = scores.new_zeros(prefill.input_ids.shape)
+        return unpruned.scatter_add_(1, remaining.places, scores * remaining.valid)
+
+    @cached_property
+    def _compared(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Queries (B, H, R, D), keys (B, H / g, held + S', D), and the values' norms (B, H / g, held + S') where they weigh."""
+        assert self.probe is not None
+        prefill, text, source, probe = self.prefill, self.adapter.text, self.source, self.probe
+        rows = prefill.asked_slots()
+        if source == self.layer:
+            normed = text.normed(source, self.hidden)
+            outputs: dict[Part, Tensor] = {part: text.projection(source, part)(normed) for part in probe.parts if part != "q"}
+            outputs["q"] = text.projection(source, "q")(take(normed, rows, dim=1))
+        else:
+            outputs = {part: prefill.captured.pop(part) for part in probe.parts}
+        queries, keys = text.heads(source, outputs["q"], "q"), text.heads(source, outputs["k"], "k")
+        norms = text.heads(source, outputs["v"], "v").float().norm(dim=-1) if probe.values else None
+        if probe.rotary:
+            cos, sin = text.positions(source, self.embeddings, self.hidden, self.positions)
+            queries = text.rotate(queries, take(cos, rows, dim=1), take(sin, rows, dim=1))
+            keys = text.rotate(keys, cos, sin)
+            cached = prefill.held.valid.shape[1]
+            if cached and prefill.cache is not None:
+                earlier: Any = prefill.cache.layers[source]
+                keys = torch.cat([earlier.keys[:, :, :cached], keys], dim=2)
+                if norms is not None:
+                    norms = torch.cat([earlier.values[:, :, :cached].float().norm(dim=-1), norms], dim=2)
+        return queries, keys, norms
+
+
+@dataclass(frozen=True)
+class PictureReadings:
+    """What a method may read of one picture at a stage (`picture.Readings`)."""
+
+    stage: Stage
+    span: Span
+    alive: Tensor
+
+    def states(self) -> Tensor:
+        """(N', D) hidden states of the tokens alive."""
+        hidden, positions = self.stage.hidden, self.span.positions
+        if not self.stage.prefill.remaining.shorter and bool((positions.diff() == 1).all()):  # all there, in order: no copy
+            return hidden[self.span.row, int(positions[0]) : int(positions[-1]) + 1]
+        places = positions.to(hidden.device)[self.alive.to(hidden.device)]
+        return hidden[self.span.row, self.stage.slots[self.span.row, places]]
+
+    def keys(self) -> Tensor:
+        """(N', heads * width) keys of the tokens alive in the stage's layer, before rotary positions."""
+        text, layer = self.stage.adapter.text, self.stage.layer
+        projected = text.projection(layer, "k")(text.normed(layer, self.states()[None]))
+        return text.heads(layer, projected, "k").transpose(1, 2).flatten(2)[0]
+
+    def text_states(self) -> Tensor:
+        """(R, D) hidden states of the probed text tokens."""
+        row, prefill = self.span.row, self.stage.prefill
+        self._need_probe()
+        return self.stage.hidden[row, self.stage.slots[row, prefill.asked_places[row, prefill.asked_valid[row]]]]
+
+    def text_attention(self, rows: Tensor | None) -> Tensor:
+        """(N,) attention from the probed text tokens, or from some of them; zero for tokens that left."""
+        self._need_probe()
+        return self.stage.attention(self.span.row, rows)[self.span.positions.to(self.stage.hidden.device)]
+
+    def _need_probe(self) -> None:
+        if self.stage.probe is None:
+            raise ValueError("No text was asked for. Return Reads(probe=TextProbe(...)) from the method's `reads`.")
 
 
 class TextReader:
-    """Keeps the queries of the scoring text tokens, and all keys, of the layer below the next stage."""
+    """Keeps what the layers below the stages project, as far as the probe wants it."""
 
-    def __init__(self, adapter: Adapter, method: Method) -> None:
-        self.adapter, self.method = adapter, method
+    def __init__(self, adapter: Adapter, probe: TextProbe | None) -> None:
+        self.adapter, self.probe = adapter, probe
 
     def attach(self, layers: Sequence[int], running: Callable[[], Prefill | None]) -> list[RemovableHandle]:
         """Put the hooks on the layers below those of the stages; `running` tells which prefill is on its way."""
-        handles = []
-        for below in {layer - 1 for layer in layers if layer > 0 and self.method.text_rows is not None}:
-            query, key = self.adapter.text.projections(below)
-            handles.append(query.register_forward_hook(Hook(self._capture("queries", running))))
-            handles.append(key.register_forward_hook(Hook(self._capture("keys", running))))
+        handles: list[RemovableHandle] = []
+        if self.probe is None:
+            return handles
+        for below in {source for layer in layers if (source := self.probe.source(layer)) != layer}:
+            for part in self.probe.parts:
+                module = self.adapter.text.projection(below, part)
+                handles.append(module.register_forward_hook(Hook(self._capture(part, running))))
         return handles
 
-    def _capture(self, name: str, running: Callable[[], Prefill | None]) -> Callable[..., None]:
+    def _capture(self, part: Part, running: Callable[[], Prefill | None]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             if (prefill := running()) is not None:
-                prefill.captured[name] = take(output, prefill.asked_slots(), dim=1) if name == "queries" else output
+                prefill.captured[part] = take(output, prefill.asked_slots(), dim=1) if part == "q" else output
 
         return hook
 
     def readable(
         self, prefill: Prefill, layer: int, hidden: Tensor, embeddings: tuple[Tensor, Tensor], positions: Any
     ) -> list[Picture]:
-        """The pictures of a prompt at a stage, with what a method may read there; nothing is computed before it does.
-
-        Args:
-            layer: The stage's. hidden: (B, S', D) its input. embeddings: (cos, sin) of its rotary positions. positions: These
-                themselves, None where the model keeps them to itself.
-        """
-        slots, found = prefill.remaining.slots(), zip(prefill.spans, prefill.pictures, strict=True)
-        pictures = [self._with_states(prefill, layer, hidden, slots, span, picture) for span, picture in found]
-        if self.method.text_rows is None:
-            return pictures
-        source = max(layer - 1, 0)
-        embeddings = self.adapter.text.positions(source, embeddings, hidden, positions)
-        relevance = cache(lambda: self._relevance(prefill, layer, hidden, embeddings, self._raters(prefill, pictures)))
-
-        def reader(span: Span) -> Callable[[], Tensor]:
-            return lambda: relevance()[span.row, span.positions.to(hidden.device)]
-
-        return [replace(p, read_relevance=reader(span)) for span, p in zip(prefill.spans, pictures, strict=True)]
-
-    def _with_states(
-        self, prefill: Prefill, layer: int, hidden: Tensor, slots: Tensor, span: Span, picture: Picture
-    ) -> Picture:
-        @cache
-        def states() -> Tensor:
-            first, last = int(span.positions[0]), int(span.positions[-1])
-            in_order = not prefill.remaining.shorter and bool((span.positions.diff() == 1).all())
-            if in_order:  # nothing has left: no need to copy
-                return hidden[span.row, first : last + 1]
-            places = span.positions.to(hidden.device)
-            return hidden[span.row, slots[span.row, places[picture.alive.to(places.device)]]]
-
-        def text() -> Tensor:
-            return hidden[span.row, slots[span.row, prefill.asked_places[span.row, prefill.asked_valid[span.row]]]]
-
-        def keys() -> Tensor:
-            own = states()[None]
-            return self.adapter.text.plain_keys(layer, self.adapter.text.project(layer, own[:, :0], own)[1])[0]
-
-        return replace(picture, read_states=states, read_text=text, read_keys=keys)
-
-    def _raters(self, prefill: Prefill, pictures: list[Picture]) -> Tensor:
-        """(B, R) bool: the text tokens whose attention counts; with several pictures in a row, those of any."""
-        chosen: dict[int, Tensor] = {}
-        for span, picture in zip(prefill.spans, pictures, strict=True):
-            raters = self.method.raters(picture)
-            if raters is not None:
-                chosen[span.row] = chosen.get(span.row, raters) | raters
-        valid = prefill.asked_valid.clone()
-        for row, raters in chosen.items():
-            valid[row, prefill.asked_valid[row]] = raters.to(valid.device)
-        return valid
-
-    def _relevance(
-        self, prefill: Prefill, layer: int, hidden: Tensor, embeddings: tuple[Tensor, Tensor], raters: Tensor
-    ) -> Tensor:
-        """(B, S) attention from the text on every new token, zero for those already gone; softmax over all that was seen."""
-        rows, text, held, remaining = prefill.asked_slots(), self.adapter.text, prefill.held, prefill.remaining
-        source = max(layer - 1, 0)
-        if layer == 0:
-            queries, keys = text.project(0, take(hidden, rows, dim=1), hidden)
-        else:
-            queries, keys = prefill.captured.pop("queries"), prefill.captured.pop("keys")
-        cos, sin = embeddings
-        queries = text.queries(source, queries, take(cos, rows, dim=1), take(sin, rows, dim=1))
-        keys = text.keys(source, keys, cos, sin)
-        cached = held.valid.shape[1]
-        if cached and prefill.cache is not None:
-            earlier: Any = prefill.cache.layers[source]
-            keys = torch.cat([earlier.keys[:, :, :cached], keys], dim=2)
-        valid = torch.cat([held.valid, remaining.valid], dim=1)
-        reach, window = None, text.reach(source)
-        if window is not None:  # counted in the unpruned sequence
-            places = torch.cat([held.places, held.seen + remaining.places], dim=1)
-            reach = held.seen + prefill.asked_places[:, :, None] - places[:, None] < window
-        scores = scoring.instruction_relevance(
-            queries, keys, rows + cached, raters, valid, text.scale(source), self.method.text_reduce, reach
-        )[:, cached:]
-        unpruned = scores.new_zeros(prefill.input_ids.shape)
-        return unpruned.scatter_add_(1, remaining.places, scores * remaining.valid)
+        """The pictures of a prompt at a stage, with what a method may read there (arguments as `Stage`'s)."""
+        stage = Stage(self.adapter, self.probe, prefill, layer, hidden, embeddings, positions)
+        found = zip(prefill.spans, prefill.pictures, strict=True)
+        return [replace(picture, readings=PictureReadings(stage, span, picture.alive)) for span, picture in found]

@@ -12,48 +12,100 @@ from torch.utils.hooks import RemovableHandle
 
 from .. import scoring
 from ..adapters import Adapter, Modality, Span
+from ..errors import UnsupportedModelError
 from .compiled import uncompiled
 from .hooks import Hook, Shadow
-from .picture import Picture, Saliency, Vision
+from .picture import Picture, Vision, VisionSignal
 from .prefill import Prefill
+from .reads import AttentionKind, VisionRead
 from .running import Running
 
 SIGNALS = "ptp_signals"
 """Attribute of an encoder output that carries its `Vision`, so that encoded pictures can be reused."""
 
 
-def read_saliency(adapter: Adapter, layer: int, queries: Tensor, keys: Tensor, about: Any = None) -> list[Tensor]:
-    """What a vision layer looks at, (P,) per unit, from what the modules of `vision_attention` put out."""
-    score = scoring.cls_attention if adapter.has_cls else scoring.received_attention
-    scale = adapter.vision_attention(layer).scale
-    rows = [row for q, k in adapter.heads(layer, queries, keys, about) for row in score(q, k, scale).unbind()]
+def resolve(adapter: Adapter, reads: Sequence[VisionRead]) -> tuple[VisionRead, ...]:
+    """The same reads in this encoder: layers counted from the first, "either" as what it has.
+
+    Raises:
+        UnsupportedModelError: [CLS] is asked for and there is none.
+    """
+    own: AttentionKind = "cls" if adapter.has_cls else "received"
+    if not adapter.has_cls and any(read.attention == "cls" for read in reads):
+        raise UnsupportedModelError(
+            f"The method reads [CLS] attention, and the encoder of {adapter.family} has no [CLS]. Choose a family with it, or "
+            'a method that reads "either".'
+        )
+    kinds = [own if read.attention == "either" else read.attention for read in reads]
+    return tuple(
+        replace(read, layer=read.layer % adapter.vision_depth, attention=kind) for read, kind in zip(reads, kinds, strict=True)
+    )
+
+
+def read_attention(
+    adapter: Adapter, layer: int, kind: AttentionKind, queries: Tensor, keys: Tensor, about: Any = None
+) -> list[Tensor]:
+    """What a vision layer looks at, (P,) per unit, from what the modules of `vision_attention` put out.
+
+    Args:
+        kind: "cls" or "received".
+    """
+    scale, skip = adapter.vision_attention(layer).scale, int(adapter.has_cls)
+    rows: list[Tensor] = []
+    for q, k in adapter.heads(layer, queries, keys, about):
+        found = (
+            scoring.cls_attention(q, k, scale)
+            if kind == "cls"
+            else scoring.received_attention(q[:, :, skip:], k[:, :, skip:], scale)
+        )
+        rows += found.unbind()
     return adapter.by_unit(layer, rows, about)
 
 
-def picture_of(adapter: Adapter, span: Span, vision: Vision, layers: Sequence[int]) -> Picture:
-    """What a method may read of one picture, `layers` of the encoder among it."""
-    saliency = []
-    for layer in layers:
-        rows = [vision.saliency[layer][unit] for unit in span.units]
-        saliency.append(Saliency(adapter.pool(rows, span), rows[-1] if span.layout.thumbnail else None))
+def read_keys(adapter: Adapter, layer: int, queries: Tensor, keys: Tensor, about: Any = None) -> list[Tensor]:
+    """The keys of a vision layer, (P, D) per unit: the mean over heads, as VisionZip and others compare patches."""
+    skip = int(adapter.has_cls)
+    rows = [row for _, k in adapter.heads(layer, queries, keys, about) for row in k[:, :, skip:].float().mean(dim=1).unbind()]
+    return adapter.by_unit(layer, rows, about)
+
+
+def picture_of(adapter: Adapter, span: Span, vision: Vision, reads: Sequence[VisionRead]) -> Picture:
+    """What a method may read of one picture.
+
+    Args:
+        reads: As `resolve` made them.
+    """
+    signals = []
+    for read in reads:
+        saliency = thumbnail = keys = None
+        if read.attention is not None:
+            rows = [vision.attention[read.layer, read.attention][unit] for unit in span.units]
+            saliency, thumbnail = adapter.pool(rows, span), rows[-1] if span.layout.thumbnail else None
+        if read.keys:
+            parts = [vision.keys[read.layer][unit].unbind(dim=-1) for unit in span.units]
+            keys = torch.stack([adapter.pool(column, span) for column in zip(*parts, strict=True)], dim=-1)
+        signals.append(VisionSignal(saliency, thumbnail, keys))
     pixels = tuple(vision.pixels[unit] for unit in span.units)
     alive = torch.arange(span.layout.tokens, device=pixels[0].device)
     embeddings = torch.cat([vision.embeddings[unit] for unit in span.units]) if vision.embeddings else pixels[0].new_empty(0, 0)
-    return Picture(span.layout, alive, tuple(saliency), embeddings, pixels)
+    return Picture(span.layout, alive, tuple(signals), embeddings, pixels)
 
 
 class VisionReader:
     """Keeps the signals of each encoder run on the encoder's output, and in the prefill that it belongs to.
 
     Args:
-        layers: Vision layers to read; with none, only what the tiles are found by.
+        reads: What to read; with nothing, only what the tiles are found by.
         window: Side, in pixels, of the regions of pictures that are not cut into tiles.
         running: What the thread that runs the encoder is doing.
     """
 
-    def __init__(self, adapter: Adapter, layers: Sequence[int], window: int, running: Running) -> None:
+    def __init__(self, adapter: Adapter, reads: Sequence[VisionRead], window: int, running: Running) -> None:
         self.adapter, self.window, self.running = adapter, window, running
-        self.layers = [layer % adapter.vision_depth for layer in layers]
+        self.reads = resolve(adapter, reads)
+        self._attention = {(read.layer, read.attention) for read in self.reads if read.attention is not None}
+        self._keys = {read.layer for read in self.reads if read.keys}
+        self._layers = {layer for layer, _ in self._attention} | self._keys
 
     def attach(self) -> list[RemovableHandle | Shadow]:
         """Put the hooks on the encoder, and listen to the methods that run it."""
@@ -61,12 +113,12 @@ class VisionReader:
         handles: list[RemovableHandle | Shadow] = [
             adapter.vision.register_forward_pre_hook(Hook(self._enter), with_kwargs=True)
         ]
-        for layer in set(self.layers):
+        for layer in self._layers:
             where = adapter.vision_attention(layer)
             handles.append(where.query.register_forward_hook(self._capture((layer, "query"))))
             if where.key is not where.query:
                 handles.append(where.key.register_forward_hook(self._capture((layer, "key"))))
-        if self.layers:
+        if self._layers:
             handles.append(adapter.vision_embeddings().register_forward_hook(self._capture("embeddings")))
         return [*handles, *(Shadow(adapter.core, kind.method, self._listening(kind)) for kind in adapter.modalities)]
 
@@ -110,15 +162,17 @@ class VisionReader:
         """The signals of one encoder run, from what its hooks have `seen`, its `inputs` and its `output`."""
         adapter = self.adapter
         about = adapter.about(inputs, self.window)
-        saliency = {}
-        for layer in set(self.layers):
-            query = seen.pop((layer, "query"))
-            saliency[layer] = read_saliency(adapter, layer, query, seen.pop((layer, "key"), query), about)
-        embeddings = adapter.embed(seen.pop("embeddings"), about) if self.layers else ()
-        pixels = adapter.shrink(seen.pop("pixels"), about)
+        pairs = {layer: (seen[layer, "query"], seen.get((layer, "key"), seen[layer, "query"])) for layer in self._layers}
+        attention = {
+            (layer, kind): read_attention(adapter, layer, kind, *pairs[layer], about) for layer, kind in self._attention
+        }
+        keys = {layer: read_keys(adapter, layer, *pairs[layer], about) for layer in self._keys}
+        embeddings = adapter.embed(seen["embeddings"], about) if self._layers else ()
+        pixels = adapter.shrink(seen["pixels"], about)
         features = output[1] if isinstance(output, tuple) else output.pooler_output
         parts = [features] if isinstance(features, Tensor) else features
-        return Vision(saliency, embeddings, pixels, about, self.window, sum(part.numel() // part.shape[-1] for part in parts))
+        tokens = sum(part.numel() // part.shape[-1] for part in parts)
+        return Vision(attention, keys, embeddings, pixels, about, self.window, tokens)
 
     def pictures(self, prefill: Prefill) -> list[tuple[Span, Picture]]:
         """The pictures of a prompt, batch row by batch row, in prompt order.
@@ -126,7 +180,7 @@ class VisionReader:
         Beams and num_return_sequences repeat each row after its pictures were encoded; the copies share their pictures.
 
         Raises:
-            ValueError: an encoder output carries no signals of `layers`, or does not fit the prompt.
+            ValueError: an encoder output carries no signals of what is read, or does not fit the prompt.
         """
         found: list[tuple[Span, Picture]] = []
         for modality in self.adapter.modalities:
@@ -138,7 +192,7 @@ class VisionReader:
 
     def _find(self, input_ids: Tensor, tokens: Tensor, vision: Vision | None) -> list[tuple[Span, Picture]]:
         """The pictures of one modality, whose visual tokens are the True entries of `tokens` (B, S)."""
-        if vision is None or not set(self.layers) <= set(vision.saliency):
+        if vision is None or not (self._attention <= set(vision.attention) and self._keys <= set(vision.keys)):
             raise ValueError(
                 "The encoded pictures carry no signals for this pruner. Encode them while it is attached (another one may read "
                 "another vision layer), and without prefill_chunk_size."
@@ -156,7 +210,7 @@ class VisionReader:
                 "Pass the pixel values and the token ids that the processor made together."
             )
         originals = self.adapter.locate(input_ids[::copies].cpu(), tokens[::copies].cpu(), vision.about, vision.pixels)
-        pictures = [picture_of(self.adapter, span, vision, self.layers) for span in originals]
+        pictures = [picture_of(self.adapter, span, vision, self.reads) for span in originals]
         return [
             (replace(span, row=copies * span.row + copy), picture)
             for span, picture in zip(originals, pictures, strict=True)

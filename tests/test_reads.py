@@ -1,0 +1,177 @@
+"""A method is given exactly what it says it reads: each probe and vision read equals a loop over what the model has."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from conftest import embeddings, encode, picture, prompt, small_model, tokenizer
+from families import FAMILIES, model_of
+from families import encode as encode_family
+from families import picture as photo
+
+from ptp import Reads, Selection, Stage, TextProbe, VisionRead
+from ptp.pruner import Pruner
+from ptp.selection import total_budget
+
+GRID, LAYER = (3, 2), 2
+
+
+class Reader(Pruner):
+    """Keeps the first tokens, and remembers what it was given."""
+
+    def stages(self, layers):
+        return (Stage(LAYER, self.keep_ratio),)
+
+    def select(self, picture, stage):
+        kept = torch.arange(total_budget(stage.keep_ratio, picture.tokens))
+        self.seen.append(self.look(picture))
+        return Selection(kept, picture.count_per_tile(kept))
+
+
+def given(model, inputs, reads, look):
+    """What `look` finds on the pictures of a prompt, where a method reads `reads`."""
+    seen = []
+    method = type("Looks", (Reader,), {"reads": lambda self, depth: reads, "look": lambda self, p: look(p), "seen": seen})()
+    with torch.no_grad(), method(model, tokenizer()):
+        model(**inputs)
+    return seen
+
+
+def by_hand(model, inputs, layer: int, rotary: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """(H, S, S) causal attention of a layer, and (H / g, S, D) its values, from its weights."""
+    language = model.model.language_model
+    with torch.no_grad():
+        states = model(**inputs, output_hidden_states=True).hidden_states[layer]
+        block = language.layers[layer]
+        normed = block.input_layernorm(states)
+        q, k, v = (
+            getattr(block.self_attn, f"{part}_proj")(normed)[0].unflatten(-1, (-1, 12)).transpose(0, 1) for part in "qkv"
+        )
+        if rotary:
+            cos, sin = language.rotary_emb(states, torch.arange(states.shape[1])[None])
+            half = lambda x: torch.cat([-x[..., 6:], x[..., :6]], dim=-1)  # noqa: E731
+            q, k = q * cos + half(q) * sin, k * cos + half(k) * sin
+        logits = q @ k.repeat_interleave(2, dim=0).mT * 12**-0.5
+        length = states.shape[1]
+        logits = logits.masked_fill(~torch.ones(length, length).tril().bool(), -torch.inf)
+        return logits.softmax(dim=-1), v
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    "probe",
+    [
+        TextProbe(*options)
+        for options in itertools.product(
+            ("instruction", "last", "behind", "all"), ("below", "here"), (True, False), ("max", "mean"), (True, False)
+        )
+    ],
+    ids=lambda probe: f"{probe.rows}-{probe.layer}-{'rotary' if probe.rotary else 'plain'}-{probe.reduce}-{probe.values}",
+)
+def test_a_text_probe_equals_a_loop(probe, attention):
+    talk = [{"role": "system", "content": "Be brief."}, *prompt(picture(5, GRID))]
+    model, inputs = small_model(attention=attention), encode(talk)
+    ids = inputs["input_ids"][0].tolist()
+    image = [n for n, number in enumerate(ids) if number == model.config.image_token_id]
+    question = tokenizer().encode("What is on the red circle?", add_special_tokens=False)
+    start = next(n for n in range(len(ids)) if ids[n : n + len(question)] == question)
+    rows = {
+        "instruction": range(start, start + len(question)),
+        "last": [len(ids) - 1],
+        "behind": range(image[-1] + 1, len(ids)),
+        "all": [n for n in range(len(ids)) if n not in image],
+    }[probe.rows]
+    layer = LAYER if probe.layer == "here" else LAYER - 1
+    maps, values = by_hand(small_model(), inputs, layer, probe.rotary)
+    if probe.rotary:
+        eager = small_model(attention="eager")
+        with torch.no_grad():
+            torch.testing.assert_close(maps, eager(**inputs, output_attentions=True).attentions[layer][0], atol=1e-5, rtol=0)
+    expected = []
+    for j in image:
+        paid = []
+        for i in rows:
+            heads = [
+                float(maps[h, i, j]) * (float(values[h // 2, j].norm()) if probe.values else 1.0) for h in range(len(maps))
+            ]
+            paid.append(sum(heads) / len(heads))
+        expected.append(max(paid) if probe.reduce == "max" else sum(paid) / len(paid))
+    (found,) = given(model, inputs, Reads(probe=probe), lambda p: p.text_attention)
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-5, rtol=1e-4)
+
+
+def test_a_method_may_choose_among_the_rows():
+    inputs = encode(prompt(picture(5, GRID)))
+    whole = torch.tensor([True] * 40)
+
+    def look(p):
+        rows = len(p.text_states)
+        first = whole[:rows].clone()
+        first[1:] = False
+        return (
+            p.attention_from(first),
+            torch.stack([p.attention_from(torch.arange(rows) == n) for n in range(rows)]),
+            p.text_attention,
+        )
+
+    ((first, each, strongest),) = given(small_model(), inputs, Reads(probe=TextProbe()), look)
+    assert torch.equal(first, each[0]) and not torch.equal(first, strongest)
+    torch.testing.assert_close(each.amax(dim=0), strongest)
+
+
+@pytest.mark.parametrize("layer", [0, -1, -2])
+def test_received_attention_of_an_encoder_with_cls(layer):
+    model, inputs = small_model(attention="eager"), encode(prompt(picture(5, GRID)))
+    with torch.no_grad():
+        maps = model.model.vision_tower(inputs["pixel_values"], output_attentions=True).attentions[layer]
+    patches = maps[:, :, 1:, 1:]  # a patch's attention to the patches, [CLS] left out
+    patches = (patches / patches.sum(dim=-1, keepdim=True)).mean(dim=(1, 2))
+    blocks = patches.view(7, 4, 2, 4, 2).mean(dim=(2, 4)).flatten()
+    reads = Reads(vision=(VisionRead(layer, "received"), VisionRead(layer, "cls"), VisionRead(layer)))
+    ((received, cls, either),) = given(small_model(), inputs, reads, lambda p: [signal.saliency for signal in p.vision])
+    torch.testing.assert_close(received, blocks, atol=1e-6, rtol=1e-4)
+    cls_blocks = maps[:, :, 0, 1:].mean(dim=1).view(7, 4, 2, 4, 2).mean(dim=(2, 4)).flatten()
+    torch.testing.assert_close(cls, cls_blocks, atol=1e-6, rtol=1e-4)
+    assert torch.equal(cls, either)
+
+
+def test_keys_of_the_encoder():
+    model, inputs = small_model(), encode(prompt(picture(5, GRID)))
+    block, caught = model.model.vision_tower.encoder.layer[1], []
+    handle = block.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
+    with torch.no_grad():
+        model.model.vision_tower(inputs["pixel_values"])
+        keys = block.attention.k_norm(block.attention.k_proj(block.layernorm_before(caught[0])))[:, 1:]
+    handle.remove()
+    heads = keys.unflatten(-1, (2, 16)).mean(dim=2)  # (7, 64, 16)
+    blocks = heads.view(7, 4, 2, 4, 2, 16).mean(dim=(2, 4)).flatten(0, 2)
+    reads = Reads(vision=(VisionRead(1, attention=None, keys=True),))
+    ((found,),) = given(model, inputs, reads, lambda p: [signal.keys for signal in p.vision])
+    torch.testing.assert_close(found, blocks, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_hands_out_keys_for_its_tokens(name):
+    family = FAMILIES[name]
+    model, inputs = model_of(family), encode_family(family, ([photo()], "What is it?"))
+    reads = Reads(vision=(VisionRead(-1, keys=True),))
+    ((keys, saliency),) = given(model, inputs, reads, lambda p: (p.vision[0].keys, p.saliency))
+    assert keys.shape == (len(saliency), keys.shape[1]) and keys.isfinite().all()
+    assert len(keys.unique(dim=0)) > 0.8 * len(keys), "tokens differ"
+
+
+def test_what_was_not_asked_for_is_refused():
+    model, inputs = small_model(), encode(prompt(picture(5, GRID)))
+    with pytest.raises(ValueError, match=r"No saliency was asked for. Return Reads\(vision"):
+        given(model, inputs, Reads(), lambda p: p.saliency)
+    for look in (lambda p: p.text_attention, lambda p: p.text_states):
+        with pytest.raises(ValueError, match=r"No text was asked for. Return Reads\(probe"):
+            given(model, inputs, Reads(), look)
+    seen = []
+    given(model, inputs, Reads(), seen.append)
+    with torch.no_grad():
+        states = embeddings(model, inputs)
+    assert seen[0].states.shape == (112, states.shape[-1]) and seen[0].keys.shape == (112, 24)
+    with pytest.raises(ValueError, match="inside `select` only"):
+        dataclasses.replace(seen[0], readings=None).states  # noqa: B018
