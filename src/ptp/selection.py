@@ -85,23 +85,7 @@ def allocate(weights: Sequence[float], capacities: Sequence[int], total: int) ->
         raise ValueError(f"total must be in [0, {sum(capacities)}], got {total}. Ask for at most as many tokens as there are.")
     if any(not (math.isfinite(weight) and weight >= 0) for weight in weights):
         raise ValueError(f"weights must be finite and not negative, got {list(weights)}. Check the region scores.")
-    quotas = [0.0] * len(capacities)
-    open_tiles = [r for r, weight in enumerate(weights) if weight > 0]
-    left = float(total)
-    while open_tiles:
-        mass = math.fsum(weights[r] for r in open_tiles)
-        full = [r for r in open_tiles if weights[r] / mass * left >= capacities[r]]
-        for r in full or open_tiles:
-            quotas[r] = float(capacities[r]) if full else weights[r] / mass * left
-        if not full:
-            break
-        left -= sum(capacities[r] for r in full)
-        open_tiles = [r for r in open_tiles if r not in full]
-    else:  # every weighted tile is full (or none has weight): the rest is shared by size
-        rest = [r for r, weight in enumerate(weights) if weight == 0]
-        size = sum(capacities[r] for r in rest)
-        for r in rest:
-            quotas[r] = capacities[r] / size * left if size else 0.0
+    quotas = _quotas(weights, capacities, total)
     budgets = [min(int(quota), capacity) for quota, capacity in zip(quotas, capacities, strict=True)]
     # Weights that differ by one bit may share a quota: the larger comes first even then.
     by_remainder = sorted(range(len(quotas)), key=lambda r: (budgets[r] - quotas[r], -weights[r], r))
@@ -109,6 +93,29 @@ def allocate(weights: Sequence[float], capacities: Sequence[int], total: int) ->
         for r in [r for r in by_remainder if budgets[r] < capacities[r]][:missing]:
             budgets[r] += 1
     return budgets
+
+
+def _quotas(weights: Sequence[float], capacities: Sequence[int], total: int) -> list[float]:
+    """What each tile would get if tokens could be cut: water-filling."""
+    quotas = [0.0] * len(capacities)
+    open_tiles = [r for r, weight in enumerate(weights) if weight > 0]
+    left = float(total)
+    while open_tiles:
+        mass = math.fsum(weights[r] for r in open_tiles)
+        full = [r for r in open_tiles if weights[r] / mass * left >= capacities[r]]
+        if not full:
+            for r in open_tiles:
+                quotas[r] = weights[r] / mass * left
+            return quotas
+        for r in full:
+            quotas[r] = float(capacities[r])
+        left -= sum(capacities[r] for r in full)
+        open_tiles = [r for r in open_tiles if r not in full]
+    rest = [r for r, weight in enumerate(weights) if weight == 0]  # every weighted tile is full: the rest is shared by size
+    size = sum(capacities[r] for r in rest)
+    for r in rest:
+        quotas[r] = capacities[r] / size * left if size else 0.0
+    return quotas
 
 
 def tile_budgets(weights: Sequence[float], sizes: Sequence[int], total: int, thumbnail_keep: float | None = None) -> list[int]:
