@@ -74,7 +74,7 @@ BAD = {
     "no picture": (["text.jpg"], "not a picture"),
     "truncated": (["truncated.jpg"], "is damaged"),
     "1x1": (["1x1.png"], "at least 8 pixels"),
-    "too long": (["long.png"], "at most 100 times longer"),
+    "too long": (["long.png"], "at most 200 times longer"),
     "a bomb": (["huge.png"], "million pixels"),
     "keep 0": (["good.jpg", "--keep", "0"], "keep_ratio must be in (0, 1]"),
     "keep 1.1": (["good.jpg", "--keep", "1.1"], "keep_ratio must be in (0, 1]"),

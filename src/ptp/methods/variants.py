@@ -72,6 +72,7 @@ def parse_variants(text: str, others: Sequence[str] = ()) -> list[Variant]:
 
 def parse_variant(text: str, others: Sequence[str] = ()) -> Variant:
     """Read one `method[:setting=value]...`. Arguments and errors as `parse_variants`."""
+    text = text.strip()
     method, *parts = text.split(":")
     if method not in METHODS:
         raise ValueError(f"Method must be one of {', '.join([*METHODS, *others])}, got {method!r}. Choose one of these.")
