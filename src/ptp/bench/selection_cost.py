@@ -78,6 +78,7 @@ class Signals:
         embeddings: (1, D) and pixels: (C, side, side) of each tile.
         states: (N, width) and text: (R, width) in the language model.
         ids: (1, N) its prompt.
+        about: What the adapter remembers of the pixels.
     """
 
     vision: tuple[Tensor, Tensor]
@@ -86,6 +87,7 @@ class Signals:
     states: Tensor
     text: Tensor
     ids: Tensor
+    about: Any
 
 
 def made_up_attention(adapter: Adapter, model: Any, tiles: int) -> tuple[Tensor, Tensor]:
@@ -105,14 +107,15 @@ def made_up_signals(adapter: Adapter, model: Any, tiles: int) -> Signals:
     pixels = draw(tiles, config.vision_config.num_channels, PIXELS_SIDE, PIXELS_SIDE).float()
     vision = made_up_attention(adapter, model, tiles)
     ids = torch.full((1, len(states)), adapter.image_token_id)
-    return Signals(vision, list(vision[0][:, :1].unbind()), list(pixels), states, draw(QUESTION, states.shape[1]), ids)
+    about, text = adapter.about({"pixel_values": pixels}, 0), draw(QUESTION, states.shape[1])
+    return Signals(vision, list(vision[0][:, :1].unbind()), list(pixels), states, text, ids, about)
 
 
 def look(adapter: Adapter, layers: Sequence[int], signals: Signals) -> Picture:
     """The picture as the runtime makes it: scored in the encoder, and laid out."""
     saliency = {layer: read_saliency(adapter, layer, *signals.vision) for layer in layers}
-    vision = Vision(saliency, signals.embeddings, signals.pixels, None, 0, len(signals.states))
-    (span,) = adapter.locate(signals.ids, adapter.visual_tokens(signals.ids), None, signals.pixels)
+    vision = Vision(saliency, signals.embeddings, signals.pixels, signals.about, 0, len(signals.states))
+    (span,) = adapter.locate(signals.ids, adapter.visual_tokens(signals.ids), signals.about, signals.pixels)
     return picture_of(adapter, span, vision, layers)
 
 
