@@ -74,7 +74,7 @@ BAD = {
     "no picture": (["text.jpg"], "not a picture"),
     "truncated": (["truncated.jpg"], "is damaged"),
     "1x1": (["1x1.png"], "at least 8 pixels"),
-    "too long": (["long.png"], "at most 100 times longer"),
+    "too long": (["long.png"], "at most 200 times longer"),
     "a bomb": (["huge.png"], "million pixels"),
     "keep 0": (["good.jpg", "--keep", "0"], "keep_ratio must be in (0, 1]"),
     "keep 1.1": (["good.jpg", "--keep", "1.1"], "keep_ratio must be in (0, 1]"),
@@ -83,7 +83,25 @@ BAD = {
     "alpha": (["good.jpg", "--alpha", "1.5"], "alpha must be in [0, 1]"),
     "layer": (["good.jpg", "--prune-layer", "6"], "prune_layer must be in [0, 5]"),
     "region": (["good.jpg", "--region", "magic"], "region must be one of thumbnail_attention"),
-    "method": (["good.jpg", "--method", "magic"], "--method must be one of pyramid, random"),
+    "method": (["good.jpg", "--method", "magic"], "Method must be one of pyramid, random"),
+    "methods": (["good.jpg", "--method", "pyramid,fastv"], "got 'pyramid,fastv'"),
+    "setting": (["good.jpg", "--method", "fastv:alpha=1"], "Settings of fastv are window, prune_layer, got 'alpha=1'"),
+    "setting without value": (["good.jpg", "--method", "fastv:prune_layer"], "Write one as fastv:NAME=VALUE"),
+    "setting of a wrong type": (
+        ["good.jpg", "--method", "fastv:prune_layer=1.5"],
+        "Setting prune_layer of fastv must be a whole number, got '1.5'",
+    ),
+    "setting out of range": (["good.jpg", "--method", "pyramid:alpha=2"], "pyramid:alpha=2: alpha must be in [0, 1], got 2"),
+    "setting of few choices": (
+        ["good.jpg", "--method", "pyramid:relevance=words"],
+        "relevance of pyramid must be one of attention, similarity, both or none, got 'words'",
+    ),
+    "setting given twice": (["good.jpg", "--method", "pyramid:alpha=0", "--alpha", "1"], "alpha is given twice, by --alpha"),
+    "setting twice in a word": (["good.jpg", "--method", "pyramid:alpha=0:alpha=1"], "alpha of pyramid is given twice in"),
+    "weight of the instruction where there is none": (
+        ["good.jpg", "--method", "hired", "--alpha", "0.2"],
+        "--alpha does not apply to method 'hired'",
+    ),
     "setting of another method": (["good.jpg", "--method", "random", "--alpha", "0.5"], "does not apply to method 'random'"),
     "device": (["good.jpg", "--device", "tpu"], "device must be"),
     "absent device": (["good.jpg", "--device", "cuda:99"], "is not there"),
@@ -206,6 +224,14 @@ def test_a_page_is_written_escaped_and_self_contained(folder):
         assert page.count(f"<figcaption>{title}") == 1
     assert ptp("run", "good.jpg", *QUESTION, "--html", "page.html", cwd=folder).returncode == 2
     assert ptp("run", "good.jpg", *QUESTION, "--html", "page.html", "--force", cwd=folder).returncode == 0
+
+
+def test_a_method_with_settings_is_written_as_everywhere(folder):
+    made = ["run", "good.jpg", *QUESTION, "--json", "--max-new-tokens", 2]
+    data = json.loads(ptp(*made, "--method", "fastv:prune_layer=1", cwd=folder).stdout)
+    assert data["settings"]["prune_layer"] == 1 and data["settings"]["method"] == "fastv:prune_layer=1"
+    data = json.loads(ptp(*made, "--method", "pyramid:alpha=0:relevance=none", "--prune-layer", 2, cwd=folder).stdout)
+    assert (data["settings"]["alpha"], data["settings"]["relevance"], data["settings"]["prune_layer"]) == (0, None, 2)
 
 
 def test_without_a_picture_nothing_is_pruned_and_it_says_so(folder):

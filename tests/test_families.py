@@ -7,13 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import footprint
-from families import FAMILIES, QUESTION, encode, model_of, picture, places_of, prune, pruner, tokenizer
+from families import FAMILIES, QUESTION, encode, model_of, photo, picture, places_of, prune, pruner, tokenizer
 from masking import assert_dropping_equals_masking, blinded, drops, extended, watch
 from saliency_loops import token_saliency
 from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
 from ptp.adapters import adapter_for
 from ptp.methods import METHODS
+from ptp.pictures import MAX_STRETCH, MIN_SIDE
 
 
 def with_experts(scale):
@@ -36,6 +37,16 @@ def dropping(method):
     if isinstance(method, METHODS["visionzip"]):
         pytest.skip("visionzip averages tokens: masking is not what it does (test_methods checks the averages)")
     return method
+
+
+@pytest.mark.parametrize("size", [(MIN_SIDE, MIN_SIDE * MAX_STRETCH), (MIN_SIDE * MAX_STRETCH, MIN_SIDE), (MIN_SIDE, MIN_SIDE)])
+def test_every_shape_that_is_opened_is_pruned(family, size):
+    inputs = encode(family, ([photo(0, size)], QUESTION))
+    for name in ("pyramid", "hired", "fastv"):
+        _, trace = prune(model_of(family), inputs, pruner(name))
+        (image,) = trace.images
+        assert len(image.kept) == sum(image.budgets) == max(1, round(0.3 * image.num_tokens))
+        assert bool(image.boxes.isfinite().all())
 
 
 # 1. Mask equivalence

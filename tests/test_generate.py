@@ -202,7 +202,8 @@ def test_the_adapter_finds_pictures_in_order():
     inputs = encode(prompt(picture(1, (2, 1))), prompt(picture(2, (1, 1)), picture(3, (3, 1))), prompt(question="no picture"))
     adapter = adapter_for(small_model())
     tokens = adapter.visual_tokens(inputs["input_ids"])
-    spans = adapter.locate(inputs["input_ids"], tokens, None, [torch.rand(3, 24, 24)] * 8)
+    about = adapter.about({"pixel_values": torch.rand(8, 3, 112, 112)}, 448)
+    spans = adapter.locate(inputs["input_ids"], tokens, about, [])
     assert [(span.row, len(span.layout.sizes), span.units) for span in spans] == [
         (0, 3, (0, 1, 2)), (1, 1, (3,)), (1, 4, (4, 5, 6, 7)),
     ]  # fmt: skip

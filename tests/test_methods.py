@@ -365,8 +365,8 @@ def test_greedy_selections_take_any_budget(keep):
 
 
 BAD = {
-    "visionzip": {"contextual": 2}, "vispruner": {"important": -1}, "hired": {"alpha": 2}, "globalcom2": {"temperature": 0},
-    "dart": {"pivots": 0}, "deft": {"reserve": -1},
+    "visionzip": {"contextual": 2}, "vispruner": {"important": -1}, "hired": {"thumbnail_share": 2},
+    "globalcom2": {"temperature": 0}, "dart": {"pivots": 0}, "deft": {"reserve": -1}, "random": {"seed": 10**30},
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MIN_SIDE = 8
-MAX_STRETCH = 100
+MAX_STRETCH = 200
 
 
 def open_picture(path: str | Path) -> Image.Image:
@@ -18,7 +18,7 @@ def open_picture(path: str | Path) -> Image.Image:
 
     Raises:
         ValueError: the file is missing, no picture, damaged, larger than Pillow's limit of pixels, smaller than 8 pixels
-            on a side, or more than 100 times longer than wide.
+            on a side, or more than 200 times longer than wide.
     """
     path = Path(path)
     if not path.exists():

@@ -124,8 +124,10 @@ def attention_mass(attention: Tensor, sizes: Sequence[int]) -> Tensor:
         sizes: Tokens of each tile; they sum to N.
 
     Returns:
-        (T,) float32 in [0, 1].
+        (T,) float32 in [0, 1]; 0 for a tile without tokens.
     """
+    if not any(sizes):
+        return attention.new_zeros(len(sizes), dtype=torch.float32)
     return split(attention.float(), sizes).amax(dim=-1)
 
 

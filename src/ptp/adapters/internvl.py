@@ -1,16 +1,16 @@
 """InternVL 2.5 / 3 / 3.5 in the Hugging Face format (`InternVLForConditionalGeneration`)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..scoring import pool_pixel_shuffle
 from .base import Adapter, Layout, QueryKey, Span, runs, tiled
+from .mosaic import Mosaics
 from .text import TextModel
 
 FRAME = re.compile(r"Frame-?(\d+):\s*(<\S+>)?\s*$")
@@ -43,6 +43,10 @@ class InternVLAdapter(Adapter):
         height, width = self.vision.embeddings.patch_embeddings.patch_shape
         self.columns, self.rows = width // self.factor, height // self.factor
 
+    def about(self, inputs: Mapping[str, Any], window: int) -> Mosaics:
+        """What the grids of its pictures can be read off: neither the model nor the prompt tells them."""
+        return Mosaics(inputs["pixel_values"])
+
     def locate(self, input_ids: Tensor, tokens: Tensor, about: Any, pixels: Sequence[Tensor]) -> list[Span]:
         """Every unbroken run of image tokens is a picture, or a frame; `<img>` and `</img>` keep neighbours apart."""
         spans, first = [], 0
@@ -56,7 +60,8 @@ class InternVLAdapter(Adapter):
                 )
             units = tuple(range(first, first + tiles))
             first += tiles
-            layout = self._layout([pixels[unit] for unit in units])
+            grid, thumbnail = about.grid(units), tiles > 1
+            layout = tiled(grid, self.columns, self.rows, thumbnail)
             spans.append(Span(row, torch.arange(start, end), units, layout))
         return self._with_videos(input_ids, spans)
 
@@ -80,26 +85,6 @@ class InternVLAdapter(Adapter):
         start = int(span.positions[0])
         found = FRAME.search(self.read(ids[max(0, start - FRAME_IDS) : start].tolist())) if len(span.units) == 1 else None
         return int(found[1]) if found else 0
-
-    def _layout(self, pixels: list[Tensor]) -> Layout:
-        """The model is not told the grid, so it is read off the pixels: the layout whose mosaic matches the thumbnail.
-
-        Where every layout matches equally (a picture of one colour) the squarest is taken; then no tile differs from
-        another, and nothing depends on the answer.
-        """
-        tiles = len(pixels) - 1
-        if tiles < 1:
-            return tiled((1, 1), self.columns, self.rows, thumbnail=False)
-        small = torch.stack(pixels)  # (T, C, side, side)
-        side = small.shape[-1]
-        grids = [(columns, tiles // columns) for columns in range(1, tiles + 1) if tiles % columns == 0]
-        grids.sort(key=lambda grid: abs(grid[0] - grid[1]))
-        errors = []
-        for columns, rows in grids:
-            mosaic = small[:-1].view(rows, columns, -1, side, side).permute(2, 0, 3, 1, 4)
-            mosaic = mosaic.reshape(1, -1, rows * side, columns * side)
-            errors.append((F.interpolate(mosaic, size=(side, side), mode="area")[0] - small[-1]).square().mean())
-        return tiled(grids[int(torch.stack(errors).argmin())], self.columns, self.rows, thumbnail=True)
 
     def vision_attention(self, layer: int) -> QueryKey:
         attention = self.vision.encoder.layer[layer].attention

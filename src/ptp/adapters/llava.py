@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
 from transformers.image_utils import ChannelDimension
+from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from ..errors import UnsupportedModelError
 from .base import Adapter, Layout, Span, Tile, share_out
@@ -101,7 +102,7 @@ class LlavaAdapter(Adapter):
         return packed
 
     def _find(self, about: Any) -> Packed:
-        """Where the model puts a picture's tokens, found by packing the coordinates of its patches."""
+        """Where the model puts a picture's tokens, by its own packing and unpadding."""
         (height, width), cut, _ = about
         side, size = self.side, self.config.vision_config.image_size
         patch = self.config.vision_config.patch_size
@@ -111,36 +112,40 @@ class LlavaAdapter(Adapter):
             return Packed(side * side + 1, own, Layout((whole,)))
         canvas = select_best_resolution((height, width), self.config.image_grid_pinpoints)
         down, across = canvas[0] // size, canvas[1] // size
-        y, x = torch.meshgrid(torch.arange(down * side) + 0.5, torch.arange(across * side) + 0.5, indexing="ij")
-        raster = torch.stack([x, y, torch.zeros_like(x)], dim=-1)  # (H, W, 3): patch centers, and a flag for newlines
-        tiles = raster.view(down, side, across, side, 3).transpose(1, 2).reshape(down * across, side * side, 3)
-        packed = self._pack(torch.cat([torch.zeros(1, *tiles.shape[1:]), tiles]), about, torch.tensor([0.0, 0.0, 1.0]))
-        line = int(packed[len(own) :, 2].argmax()) + 1  # tokens of a row, its newline among them
-        lines = packed[len(own) :].view(-1, line, 3)
-        xs, ys = lines[0, :-1, 0].tolist(), lines[:, 0, 1].tolist()
+        blank = torch.zeros(1 + down * across, len(own), 1)
+        ends = self._pack(blank, about, torch.ones(1))[len(own) :, 0]  # 1 at the newline that ends each row
+        rows = int(ends.sum())
+        line = len(ends) // max(rows, 1)  # a row's tokens, its newline among them; nothing but newlines where it shows none
         shown = get_patch_output_size(np.broadcast_to(0, (1, height, width)), canvas, ChannelDimension.FIRST)
-        columns, rows = (self._edges(*axis) for axis in ((xs, across, canvas[1], shown[1]), (ys, down, canvas[0], shown[0])))
+        uncut = torch.empty(1, down * side, across * side)
+        patches = unpad_image(uncut, (height, width)).shape[1:]  # the padding is cut off on both sides alike
+        axes = ((max(line - 1, 0), across, patches[1], canvas[1], shown[1]), (rows, down, patches[0], canvas[0], shown[0]))
+        columns, lines = (self._edges(*axis) for axis in axes)
         order, layout = [], []
-        for top, bottom, y0, y1 in rows:
+        for top, bottom, y0, y1 in lines:
             for left, right, x0, x1 in columns:
                 here = (torch.arange(top, bottom)[:, None] * line + torch.arange(left, right)).flatten()
                 order.append(here + len(own))
                 layout.append(Tile(right - left, bottom - top, (x0, y0, x1, y1)))
-        return Packed(len(packed), torch.cat([*order, own]), Layout((*layout, whole), (across, down), thumbnail=True))
+        return Packed(len(own) + len(ends), torch.cat([*order, own]), Layout((*layout, whole), (across, down), thumbnail=True))
 
-    def _edges(self, centers: list[float], tiles: int, canvas: int, shown: int) -> list[tuple[int, int, float, float]]:
+    def _edges(self, tokens: int, tiles: int, patches: int, canvas: int, shown: int) -> list[tuple[int, int, float, float]]:
         """(first token, last + 1, begin, end) of each tile along one axis; begin and end as fractions of the picture.
 
+        A tile that lies in the padding has no token. Nor has any tile of a picture so thin that unpadding leaves no patch.
+
         Args:
-            centers: Of the tokens, in patches. canvas, shown: Pixels of the tiles together, and of the picture in them.
+            tokens: Of the raster. patches: Of it before it was shrunk, those in the middle of all tiles.
+            canvas, shown: Pixels of the tiles together, and of the picture in them.
         """
-        cell = centers[1] - centers[0] if len(centers) > 1 else 1.0
         size, patch = self.config.vision_config.image_size, self.config.vision_config.patch_size
+        cell, start = patches / max(tokens, 1), (tiles * self.side - patches) / 2
+        centers = [start + (token + 0.5) * cell for token in range(tokens)]
         pad, found = (canvas - shown) // 2, []
         for tile in range(tiles):
             mine = [i for i, center in enumerate(centers) if math.floor(center / self.side) == tile]
             first, last = (mine[0], mine[-1] + 1) if mine else (0, 0)
-            ends = [centers[first] - cell / 2, centers[last - 1] + cell / 2] if mine else [tile * self.side] * 2
+            ends = [start + first * cell, start + last * cell] if mine else [tile * self.side] * 2
             begin, end = ((tile * size + (end - tile * self.side) * patch - pad) / shown for end in ends)
             found.append((first, last, begin, end))
         return found

@@ -20,27 +20,31 @@ from rich.table import Table
 from .. import __version__
 from ..bench.measure import Comparison
 from ..methods import METHODS
-from ..methods.variants import Variant
+from ..methods.variants import Variant, parse_variant, settings_of
 from ..pruner import Pruner
 from ..report import Answer
 
 MATCHES = ("final", "average")
 
 
-def build_pruner(method: str, **settings: Any) -> Pruner:
-    """A method by name; settings that are None keep their default.
+def build_pruner(method: str, keep_ratio: float, **flags: Any) -> Pruner:
+    """The method that --method names, with or without settings, and the settings that have flags of their own.
+
+    Args:
+        flags: Their values; None was not given.
 
     Raises:
-        ValueError: the method is unknown, or a setting is not one of its own.
+        ValueError: the method is unknown, or a setting is not one of its own, wrong, or given both ways.
     """
-    if method not in METHODS:
-        raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {method!r}. Choose one of these.")
-    given = {name: value for name, value in settings.items() if value is not None}
-    known = METHODS[method].__dataclass_fields__
+    variant = parse_variant(method)
+    given = {name: value for name, value in flags.items() if value is not None}
     for name in given:
-        if name not in known:
-            raise ValueError(f"--{name.replace('_', '-')} does not apply to method {method!r}. Leave it out.")
-    return METHODS[method](**given)
+        flag = f"--{name.replace('_', '-')}"
+        if name not in settings_of(variant.method):
+            raise ValueError(f"{flag} does not apply to method {variant.method!r}. Leave it out.")
+        if name in variant.settings:
+            raise ValueError(f"{name} is given twice, by {flag} and in --method {method}. Leave one of them out.")
+    return METHODS[variant.method](keep_ratio=keep_ratio, **variant.settings, **given)
 
 
 def parse_ratios(text: str) -> list[float]:

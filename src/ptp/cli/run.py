@@ -20,7 +20,7 @@ def run(
     pictures: Annotated[list[Path] | None, typer.Argument(help="Picture files; several are shown in one prompt.")] = None,
     question: Annotated[str, typer.Option("-q", "--question", help="What to ask about them.")] = "",
     model: Annotated[str | None, typer.Option(help="Checkpoint directory or hub id; default: the embedded ptp-tiny.")] = None,
-    method: Annotated[str, typer.Option(help="Pruning method.")] = "pyramid",
+    method: Annotated[str, typer.Option(help="Pruning method; fastv:prune_layer=1 sets a setting.")] = "pyramid",
     keep: Annotated[float, typer.Option(help="Share of visual tokens kept, in (0, 1].")] = 0.5,
     alpha: Annotated[float | None, typer.Option(help="Weight of the instruction, in [0, 1].")] = None,
     prune_layer: Annotated[int | None, typer.Option(help="Layer at whose input tokens leave; 0 = before the LLM.")] = None,

@@ -13,7 +13,7 @@ from .regions import overview_attention
 class HiREDPruner(ReadsVisionLayer):
     """Tiles with more visual content keep more; in each, the tokens that [CLS] attends to most.
 
-    Rule (section 4): the thumbnail gets the share `alpha` of the budget; each tile gets of the rest the share of the
+    Rule (section 4): the thumbnail gets the share `thumbnail_share` of the budget; each tile gets of the rest the share of the
     thumbnail's [CLS] attention in an early vision layer that falls on it; tokens by [CLS] attention in the last layer.
     Before the language model.
 
@@ -21,16 +21,17 @@ class HiREDPruner(ReadsVisionLayer):
     model has no thumbnail, the early layer's own attention shares the budget.
 
     Attributes:
-        alpha: Share of the budget that the thumbnail gets; the default is that of the authors' scripts.
+        thumbnail_share: Share of the budget that the thumbnail gets, the paper's alpha; the default is that of the authors'
+            scripts.
         early_layer: Vision layer that decides about tiles; `vision_layer` decides about tokens.
     """
 
-    alpha: float = 0.5
+    thumbnail_share: float = 0.5
     early_layer: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_share("alpha", self.alpha)
+        check_share("thumbnail_share", self.thumbnail_share)
 
     def reads(self, vision_depth: int) -> Reads:
         return Reads(vision=(VisionRead(self.vision_layer), VisionRead(self.early_layer)))
@@ -39,7 +40,7 @@ class HiREDPruner(ReadsVisionLayer):
         scores = picture.saliency
         total = total_budget(stage.keep_ratio, picture.tokens)
         content = overview_attention(picture, picture.vision[1])
-        own = min(1.0, self.alpha * total / picture.sizes[-1])
+        own = min(1.0, self.thumbnail_share * total / picture.sizes[-1])
         budgets = tile_budgets(content.tolist(), picture.sizes, total, own)
         kept = keep_best(scores, picture.sizes, budgets)
         return Selection(kept, budgets, {"token": scores} if self.record_scores else {})

@@ -10,6 +10,9 @@ from ..selection import Selection, keep_best, tile_budgets, total_budget
 from .layers import PrunesAtLayer
 from .regions import check_region, region_shares
 
+MAX_SEED = 2**32
+"""torch takes 64 bits, and the picture's own number is added."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RandomPruner(PrunesAtLayer):
@@ -26,6 +29,8 @@ class RandomPruner(PrunesAtLayer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.seed, int) or abs(self.seed) > MAX_SEED:
+            raise ValueError(f"seed must be a whole number of at most {MAX_SEED:,}, got {self.seed!r}. Try 0.")
         if self.region is not None:
             check_region(self.region)
 

@@ -1,8 +1,12 @@
-"""Methods with settings of their own, by one word: `pyramid`, or `pyramid:alpha=0:region=uniform`."""
+"""Methods with settings of their own, by one word: `pyramid`, or `pyramid:alpha=0:region=uniform`.
+
+Every command reads methods this way. A value is what the setting's declared type makes of it.
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from scipy.optimize import brentq
 
@@ -10,6 +14,18 @@ from ..pruner import Pruner
 from . import METHODS
 
 LEAST_RATIO = 1e-4
+ELSEWHERE = ("keep_ratio", "record_scores")
+"""Settings that commands set themselves."""
+WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "a name",
+    bool: "true or false",
+    tuple[int, ...]: "whole numbers joined by +",
+    NoneType: "none",
+}
+"""What is written for a value of each type."""
+CHOICES: dict[Any, dict[str, Any]] = {bool: {"true": True, "false": False}, NoneType: {"none": None}}
 
 
 @dataclass(frozen=True)
@@ -48,34 +64,77 @@ def parse_variants(text: str, others: Sequence[str] = ()) -> list[Variant]:
         others: Names that are no methods but may stand in the list too.
 
     Raises:
-        ValueError: unknown method or setting; the message lists the valid ones.
+        ValueError: unknown method or setting, or a value that it cannot take; the message says what is valid.
     """
     names = [name.strip() for part in text.split(",") for name in ([*METHODS, *others] if part.strip() == "all" else [part])]
-    return [Variant(name, name, {}) if name in others else _parse(name, others) for name in dict.fromkeys(names)]
+    return [Variant(name, name, {}) if name in others else parse_variant(name, others) for name in dict.fromkeys(names)]
 
 
-def _parse(text: str, others: Sequence[str]) -> Variant:
+def parse_variant(text: str, others: Sequence[str] = ()) -> Variant:
+    """Read one `method[:setting=value]...`. Arguments and errors as `parse_variants`."""
+    text = text.strip()
     method, *parts = text.split(":")
     if method not in METHODS:
         raise ValueError(f"Method must be one of {', '.join([*METHODS, *others])}, got {method!r}. Choose one of these.")
-    fields = [name for name in METHODS[method].__dataclass_fields__ if name not in ("keep_ratio", "record_scores")]
+    known = settings_of(method)
     settings: dict[str, Any] = {}
     for part in parts:
-        name, _, value = part.partition("=")
-        if name not in fields:
-            raise ValueError(f"Settings of {method} are {', '.join(fields)}, got {part!r}. Write one as {method}:alpha=0.")
-        settings[name] = _value(value)
+        name, equals, value = part.partition("=")
+        if name not in known or not equals:
+            raise ValueError(f"Settings of {method} are {', '.join(known)}, got {part!r}. Write one as {method}:NAME=VALUE.")
+        if name in settings:
+            raise ValueError(f"Setting {name} of {method} is given twice in {text!r}. Leave one out.")
+        settings[name] = _converted(method, name, value, known[name])
     variant = Variant(text, method, settings)
-    variant.pruner(0.5)  # a wrong value is refused before any work is done
+    try:
+        variant.pruner(0.5)  # a wrong value is refused before any work is done
+    except ValueError as error:
+        raise ValueError(f"{text}: {error}") from error
     return variant
 
 
-def _value(text: str) -> Any:
-    if text in ("None", "none"):
-        return None
-    for kind in (int, float):
+def settings_of(method: str) -> dict[str, Any]:
+    """The settings of a method that can be written as words, and their types."""
+    declared = get_type_hints(METHODS[method])
+    names = [field.name for field in fields(METHODS[method]) if field.init and field.name not in ELSEWHERE]
+    return {name: declared[name] for name in names if _allowed(declared[name])}
+
+
+def _alternatives(kind: Any) -> list[Any]:
+    """The types that a declared one is made of: `int | None` is two."""
+    return list(get_args(kind)) if get_origin(kind) in (Union, UnionType) else [kind]
+
+
+def _allowed(kind: Any) -> str:
+    """What may be written for a type; empty where nothing may."""
+    words = [_word(part) for part in _alternatives(kind)]
+    return " or ".join(words) if all(words) else ""
+
+
+def _word(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    return WORDS.get(kind, "")
+
+
+def _converted(method: str, name: str, text: str, kind: Any) -> Any:
+    """The value that `text` stands for, as the declared type."""
+    for part in sorted(_alternatives(kind), key=lambda part: part is str):  # any text is a str: the others come first
         try:
-            return kind(text)
+            return _as(part, text)
         except ValueError:
             continue
-    return text
+    raise ValueError(f"Setting {name} of {method} must be {_allowed(kind)}, got {text!r}. Write {method}:{name}=VALUE.")
+
+
+def _as(kind: Any, text: str) -> Any:
+    if kind in (int, float, str):
+        return kind(text)
+    if kind == tuple[int, ...]:
+        return tuple(int(part) for part in text.split("+"))
+    choices = {str(choice): choice for choice in get_args(kind)}  # of a Literal
+    if kind in CHOICES:
+        choices, text = CHOICES[kind], text.lower()
+    if text not in choices:
+        raise ValueError(text)
+    return choices[text]

@@ -83,12 +83,14 @@ def _overlays(picture: Image.Image, image: ImageTrace) -> dict[str, tuple[Image.
     small = large.resize((max(1, large.width // 4), max(1, large.height // 4)), Image.Resampling.LANCZOS)
     kept = np.zeros(image.num_tokens, bool)
     kept[image.kept.numpy()] = True
-    share = np.array(image.budgets, np.float32) / np.array(image.sizes)
+    share = np.array(image.budgets, np.float32) / np.maximum(image.sizes, 1)  # a tile in the padding has no tokens
     maps: dict[str, np.ndarray] = {"Kept tokens": kept, "Tile budgets": np.repeat(share, image.sizes)}
     titles = {"region": "Region saliency", "token": "Token saliency", "instruction": "Instruction", "fused": "Fused"}
     for name, score in image.scores.items():
         values = score.numpy()
-        maps[titles.get(name, name)] = np.repeat(values, image.sizes) if len(values) == len(image.sizes) else values
+        maps[titles.get(name, name)] = (
+            np.repeat(values, image.sizes) if name == "region" or len(values) != image.num_tokens else values
+        )
     overlays = {}
     for title, values in maps.items():
         counts = title in ("Tile budgets", "Region saliency")  # shares: zero is dark
@@ -108,6 +110,8 @@ def _write_budgets(picture: Image.Image, image: ImageTrace) -> None:
     font = ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans-Bold.ttf", 18)
     boxes = _pixel_boxes(picture, image)
     for (left, top, right, bottom), budget, size in zip(boxes, image.budgets, image.sizes, strict=False):
+        if size == 0:
+            continue
         center, text = ((left + right) / 2, (top + bottom) / 2), f"{budget}/{size}"
         draw.text(center, text, font=font, anchor="mm", fill=(255, 255, 255), stroke_width=3, stroke_fill=(0, 0, 0))
 
