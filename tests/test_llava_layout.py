@@ -134,7 +134,7 @@ def test_every_method_prunes_thin_pictures(name, method):
 def test_tiles_without_tokens_have_no_saliency(name, region):
     family, model = FAMILIES[name], model_of(FAMILIES[name])
     inputs = encode(family, *(([photo(number, size)], QUESTION) for number, size in enumerate(THIN)))
-    for settings in ({"budgets": "tile", "normalize": "tile"}, {"region_alpha": 0.0, "thumbnail_keep": 0.1}):
+    for settings in ({"scope": "tile", "normalize": "tile"}, {"region_alpha": 0.0, "thumbnail_keep": 0.1}):
         _, trace = prune(model, inputs, pruner(region=region, **settings))
         for image in trace.images:
             assert len(image.kept) == sum(image.budgets) == max(1, round(0.3 * image.num_tokens))
