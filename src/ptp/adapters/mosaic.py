@@ -92,7 +92,8 @@ def read_grid(tiles: Tensor) -> Grid:
     Where the pixels cannot tell (one colour; tiles alike, or patterns of a few pixels, that the thumbnail shows as one
     grey) it is a guess; of grids that fit equally the squarest is taken.
 
-    Our own rule: right on all 6,953 pictures of the survey (tests, `pytest -m nightly`), and on 6,678 of 6,679 others.
+    Our own rule: right on all 6,583 pictures of the survey (`pytest -m nightly`) of more than one colour, and on 6,324 of
+    6,325 that it was not made on.
     """
     if tiles.device.type not in ("cpu", "cuda"):
         tiles = tiles.cpu()  # elsewhere nothing is shrunk as the processor does
