@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ptp.bench.presets import FAMILY_PRESETS
-from ptp.evaluation.store import load_cells
+from ptp.evaluation.results_file import load_cells
 from ptp.evaluation.summary import mean_evidence, relative
 
 RESULTS = Path(__file__).parent / "results"

@@ -7,14 +7,14 @@ from families import FAMILIES, encode, model_of, processor_of
 
 from ptp.bench import selection_cost
 from ptp.bench.clock import between, mark, timing
-from ptp.bench.contest import compete
 from ptp.bench.costs import count_flops, peak_memory
 from ptp.bench.presets import FAMILY_PRESETS, PRESETS, build
 from ptp.bench.prompt import make_prompt, picture_prompt
+from ptp.bench.rounds import compete
 from ptp.bench.selection_cost import Cost, exponent, selection_costs
 from ptp.bench.summary import HEADS, markdown, plot, tables
 from ptp.methods import METHODS
-from ptp.methods.variants import parse_variants
+from ptp.methods.parsing import parse_variants
 
 CPU = torch.device("cpu")
 TILES, TOKENS = 7, 112

@@ -11,11 +11,11 @@ from ptp import PyramidPruner, RandomPruner
 from ptp.bench.measure import answer, encode_prompt
 from ptp.evaluation import Cell, Examiner, batches, draw_sample, plan
 from ptp.evaluation.baselines import downsampled_tiles
+from ptp.evaluation.results_file import read_cells, to_json
 from ptp.evaluation.samples import SPLITS, evidence_tokens
-from ptp.evaluation.store import read_cells, to_json
 from ptp.evaluation.summary import comma_separated, markdown, overview, per_task, plot, relative, rows, wilson
 from ptp.methods import METHODS
-from ptp.methods.variants import parse_variants
+from ptp.methods.parsing import parse_variants
 from ptp.tiny.drawing import GRIDS, TILE, tiled_as_drawn
 from ptp.tiny.tasks import TASKS
 

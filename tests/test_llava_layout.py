@@ -12,7 +12,7 @@ from transformers.image_processing_utils import select_best_resolution
 from ptp.adapters import adapter_for
 from ptp.bench.families import Scale
 from ptp.methods import METHODS
-from ptp.methods.regions import REGIONS
+from ptp.methods.region_saliency import REGIONS
 from ptp.report import figure
 
 PUBLISHED = Scale(hidden=16, layers=2, heads=1, mlp=16, text=TEXT | dict(hidden_size=48, num_hidden_layers=1), real=True)

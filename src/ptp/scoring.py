@@ -38,7 +38,7 @@ def cls_attention(queries: Tensor, keys: Tensor, scale: float | None = None) -> 
     """
     q, k = queries[:, :, :1].float(), keys.float()
     # Tile by tile: heads lie side by side in memory, and a product over both dimensions would first copy all keys.
-    logits = torch.stack([mine @ its.mT for mine, its in zip(q, k, strict=True)])  # (T, H, 1, 1 + P)
+    logits = torch.stack([query @ key.mT for query, key in zip(q, k, strict=True)])  # (T, H, 1, 1 + P)
     weights = (logits * (scale or q.shape[-1] ** -0.5)).softmax(dim=-1)
     return weights[:, :, 0, 1:].mean(dim=1)
 

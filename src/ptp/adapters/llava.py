@@ -143,9 +143,9 @@ class LlavaAdapter(Adapter):
         centers = [start + (token + 0.5) * cell for token in range(tokens)]
         pad, found = (canvas - shown) // 2, []
         for tile in range(tiles):
-            mine = [i for i, center in enumerate(centers) if math.floor(center / self.side) == tile]
-            first, last = (mine[0], mine[-1] + 1) if mine else (0, 0)
-            ends = [start + first * cell, start + last * cell] if mine else [tile * self.side] * 2
+            inside = [i for i, center in enumerate(centers) if math.floor(center / self.side) == tile]
+            first, last = (inside[0], inside[-1] + 1) if inside else (0, 0)
+            ends = [start + first * cell, start + last * cell] if inside else [tile * self.side] * 2
             begin, end = ((tile * size + (end - tile * self.side) * patch - pad) / shown for end in ends)
             found.append((first, last, begin, end))
         return found

@@ -130,8 +130,8 @@ class QwenVLAdapter(Adapter):
         """The mean over the patches of each region."""
         tokens = self._in_raster(states, about).unflatten(0, (-1, self.merge**2)).mean(dim=1)
         means = []
-        for grid, mine in zip(about, tokens.split([len(grid.order) for grid in about]), strict=True):
-            regions = [part.mean(dim=0) for part in mine[grid.order.to(mine.device)].split(grid.layout.sizes)]
+        for grid, own in zip(about, tokens.split([len(grid.order) for grid in about]), strict=True):
+            regions = [part.mean(dim=0) for part in own[grid.order.to(own.device)].split(grid.layout.sizes)]
             means += list(torch.stack(regions).chunk(grid.frames))
         return means
 

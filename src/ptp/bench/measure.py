@@ -90,8 +90,8 @@ def compare(
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds + 1):
         contexts: tuple[Any, Any] = (contextlib.nullcontext(), pruner(model, processor))
-        for mine, context in zip(times, contexts, strict=True):
+        for measured, context in zip(times, contexts, strict=True):
             with context:
-                mine.append(seconds(lambda: model(**text, **encoded, logits_to_keep=1), model.device))
-    before, after = (statistics.median(mine[1:]) for mine in times)
+                measured.append(seconds(lambda: model(**text, **encoded, logits_to_keep=1), model.device))
+    before, after = (statistics.median(measured[1:]) for measured in times)
     return Comparison(full, pruned, trace, encode, (before, after))

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..adapters import Adapter, Span, adapter_for
 from ..adapters.base import PIXELS_SIDE
 from ..adapters.text import Part
-from ..methods.variants import Variant
+from ..methods.parsing import Variant
 from ..pruner import Pruner
 from ..runtime import Picture, Setup, VisionRead
 from ..runtime.gather import take

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from .contest import FULL, LIMIT, NAIVE, Row
+from .rounds import FULL, LIMIT, NAIVE, Row
 from .selection_cost import Cost, exponent
 
 HEADS = {
@@ -64,9 +64,9 @@ def selection_table(costs: Sequence[Cost]) -> str:
     """A line per method, a column per number of visual tokens."""
     tokens = sorted({cost.visual_tokens for cost in costs})
     table = []
-    for method, mine in _by_method(costs).items():
-        found = {cost.visual_tokens: f"{1000 * cost.seconds:.3g}" for cost in mine}
-        power = exponent(mine)
+    for method, chosen in _by_method(costs).items():
+        found = {cost.visual_tokens: f"{1000 * cost.seconds:.3g}" for cost in chosen}
+        power = exponent(chosen)
         table.append([method, *(found.get(count, "") for count in tokens), "" if power is None else f"{power:.2f}"])
     return _table(["method", *(f"{count:,}" for count in tokens), "power"], table)
 
@@ -95,9 +95,9 @@ def plot(rows: Sequence[Row], costs: Sequence[Cost], path: Path) -> None:
         if row.method == FULL + NAIVE:
             prefill.plot(row.visual_tokens, row.prefill.median, "x", color="black", label=row.method)
     for name in methods:
-        mine = sorted((row for row in rows if row.method == name), key=lambda row: row.visual_tokens)
-        times = [row.prefill.median for row in mine]
-        prefill.plot([row.visual_tokens for row in mine], times, ":", marker=marker[name], color=color[name], label=name)
+        chosen = sorted((row for row in rows if row.method == name), key=lambda row: row.visual_tokens)
+        times = [row.prefill.median for row in chosen]
+        prefill.plot([row.visual_tokens for row in chosen], times, ":", marker=marker[name], color=color[name], label=name)
     for name, measured in _by_method(costs).items():
         times = [1000 * cost.seconds for cost in measured]
         style = {"marker": marker.get(name, "."), "color": color.get(name, "gray")}
@@ -111,9 +111,9 @@ def plot(rows: Sequence[Row], costs: Sequence[Cost], path: Path) -> None:
 
 def _draw_linear(axes: object, costs: Sequence[Cost]) -> None:
     """A grey line of linear growth through the first method's last point."""
-    mine = next(iter(_by_method(costs).values()), [])
-    if mine:
-        counts = [cost.visual_tokens for cost in mine]
-        times = [1000 * mine[-1].seconds * count / counts[-1] for count in counts]
+    chosen = next(iter(_by_method(costs).values()), [])
+    if chosen:
+        counts = [cost.visual_tokens for cost in chosen]
+        times = [1000 * chosen[-1].seconds * count / counts[-1] for count in counts]
         axes.plot(counts, times, color="gray", linewidth=0.8)  # type: ignore[attr-defined]
         axes.annotate("linear", (counts[0], times[0]), color="gray", fontsize="small")  # type: ignore[attr-defined]

@@ -14,14 +14,14 @@ from rich.table import Table
 
 from ..adapters import adapter_for
 from ..adapters.internvl import InternVLAdapter
-from ..bench.contest import compete
 from ..bench.measure import encode_prompt
 from ..bench.presets import FAMILY_PRESETS, FAMILY_SCALE, build, names
 from ..bench.prompt import Prompt, make_prompt, picture_prompt
+from ..bench.rounds import compete
 from ..bench.selection_cost import selection_costs
 from ..bench.summary import HEADS, markdown, plot, tables
 from ..loader import load, parse_device, parse_dtype
-from ..methods.variants import parse_variants
+from ..methods.parsing import parse_variants
 from ..pruner import Pruner
 from ..selection import check_keep_ratio
 from .options import check_match, check_results, parse_ratios, told_ratios, write_results, write_whole

@@ -16,11 +16,11 @@ from ..adapters import adapter_for
 from ..adapters.internvl import InternVLAdapter
 from ..evaluation import Cell, Examiner, batches, draw_sample, plan
 from ..evaluation.baselines import DOWNSAMPLE
+from ..evaluation.results_file import read_cells, to_json
 from ..evaluation.samples import SPLITS
-from ..evaluation.store import read_cells, to_json
 from ..evaluation.summary import comma_separated, markdown, overview, per_task, plot, rows
 from ..loader import load
-from ..methods.variants import parse_variants
+from ..methods.parsing import parse_variants
 from ..selection import check_keep_ratio
 from ..tiny import WEIGHTS
 from ..tiny.difficulty import read_difficulty

@@ -20,7 +20,7 @@ from rich.table import Table
 from .. import __version__
 from ..bench.measure import Comparison
 from ..methods import METHODS
-from ..methods.variants import Variant, parse_variant, settings_of
+from ..methods.parsing import Variant, parse_variant, settings_of
 from ..pruner import Pruner
 from ..report import Answer
 

@@ -188,5 +188,5 @@ def _add(tokenizer: Any, added: dict[int, AddedToken]) -> None:
     """
     for number in sorted(added):
         tokenizer.add_tokens([added[number]])
-        if (mine := tokenizer.convert_tokens_to_ids(added[number].content)) != number:
-            raise ValueError(f"The tokenizer cannot be rebuilt exactly: {added[number].content!r} is {mine}, not {number}.")
+        if (rebuilt := tokenizer.convert_tokens_to_ids(added[number].content)) != number:
+            raise ValueError(f"The tokenizer cannot be rebuilt exactly: {added[number].content!r} is {rebuilt}, not {number}.")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..methods.variants import Variant
+from ..methods.parsing import Variant
 from ..runtime import ImageTrace
 from ..tiny.tasks import Example
 from .baselines import BLANK, DOWNSAMPLE, FULL, downsampled_tiles
@@ -106,9 +106,9 @@ class Examiner:
             cell.kept += trace.visual_tokens[1] if trace else self._visual_tokens(prompt)
             cell.average += trace.average_tokens if trace else self._visual_tokens(prompt)
             cell.total += self._visual_tokens(self._prompt(index, cell.task))
-            for sample, text, mine in zip(batch, texts, kept, strict=True):
+            for sample, text, image in zip(batch, texts, kept, strict=True):
                 example = sample.examples[cell.task]
-                share = self._evidence_kept(sample, example, mine)
+                share = self._evidence_kept(sample, example, image)
                 results[sample.number] = (text.strip() == example.answer, example.answer, share)
             advance(len(batch))
         in_order = [result for _, result in sorted(results.items())]

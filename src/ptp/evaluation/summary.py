@@ -70,23 +70,23 @@ def rows(cells: Sequence[Cell], tasks: Sequence[str]) -> list[dict[str, Any]]:
     by_key |= {cell.key: cell for cell in majority}
     table = []
     for method, keep in dict.fromkeys((cell.method, cell.keep_ratio) for cell in by_key.values()):
-        mine = [by_key[task, method, keep] for task in tasks if (task, method, keep) in by_key]
-        if len(mine) < len(tasks):
+        chosen = [by_key[task, method, keep] for task in tasks if (task, method, keep) in by_key]
+        if len(chosen) < len(tasks):
             continue
-        ratio, low, high = relative(np.mean([cell.right for cell in mine], axis=0), base)
+        ratio, low, high = relative(np.mean([cell.right for cell in chosen], axis=0), base)
         table.append(
             {
                 "method": method,
                 "keep_ratio": keep,
-                "kept": sum(cell.kept for cell in mine) / sum(cell.total for cell in mine),
-                "average": sum(cell.average for cell in mine) / sum(cell.total for cell in mine),
-                "accuracy": {cell.task: float(np.mean(cell.right)) for cell in mine},
-                "interval": {cell.task: wilson(cell.right) for cell in mine},
-                "mean": float(np.mean([cell.right for cell in mine])),
+                "kept": sum(cell.kept for cell in chosen) / sum(cell.total for cell in chosen),
+                "average": sum(cell.average for cell in chosen) / sum(cell.total for cell in chosen),
+                "accuracy": {cell.task: float(np.mean(cell.right)) for cell in chosen},
+                "interval": {cell.task: wilson(cell.right) for cell in chosen},
+                "mean": float(np.mean([cell.right for cell in chosen])),
                 "relative": ratio,
                 "relative_interval": (low, high),
-                "evidence": {cell.task: cell.evidence for cell in mine},
-                "seconds_per_answer": sum(cell.seconds for cell in mine) / sum(len(cell.right) for cell in mine),
+                "evidence": {cell.task: cell.evidence for cell in chosen},
+                "seconds_per_answer": sum(cell.seconds for cell in chosen) / sum(len(cell.right) for cell in chosen),
             }
         )
     return table
@@ -202,14 +202,14 @@ def plot(table: Sequence[dict[str, Any]], path: Path) -> None:
     accuracy, evidence = figure.subplots(1, 2)
     methods = [name for name in dict.fromkeys(row["method"] for row in table) if name not in (FULL, BLANK, MAJORITY)]
     for number, method in enumerate(methods):
-        mine = sorted((row for row in table if row["method"] == method), key=lambda row: row["average"])
-        kept = [100 * row["average"] for row in mine]
-        middle = np.array([100 * row["relative"] for row in mine])
-        ends = 100 * np.array([row["relative_interval"] for row in mine]).T
+        chosen = sorted((row for row in table if row["method"] == method), key=lambda row: row["average"])
+        kept = [100 * row["average"] for row in chosen]
+        middle = np.array([100 * row["relative"] for row in chosen])
+        ends = 100 * np.array([row["relative_interval"] for row in chosen]).T
         color = colormaps["tab10" if len(methods) <= 10 else "tab20"](number)
         style = {"color": color, "marker": "os^vDPX*"[number % 8], "label": legend(method)}
         accuracy.errorbar(kept, middle, abs(ends - middle), capsize=3, **style)
-        recall = [mean_evidence(row) for row in mine]
+        recall = [mean_evidence(row) for row in chosen]
         if None not in recall:
             evidence.plot(kept, [100 * share for share in recall if share is not None], **style)
     accuracy.axhline(100, color="gray", linewidth=0.8)

@@ -9,7 +9,7 @@ from ..pruner import Stage
 from ..runtime import Picture
 from ..selection import Selection, even_budgets, keep_best, tile_budgets, total_budget
 from .layers import ReadsVisionLayer
-from .regions import overview_attention
+from .region_saliency import overview_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,6 @@ class GlobalCom2Pruner(ReadsVisionLayer):
         centers = boxes[:, :2] + boxes[:, 2:] - 1  # grid_sample counts from -1 to 1
         view = F.grid_sample(thumbnail.view(1, 1, side, side), centers[None, None], "bilinear", "border", False).flatten()
         parts = zip(tiles, view.split(sizes[:-1]), strict=True)
-        scores = torch.cat([*(F.normalize(mine, dim=0) + F.normalize(its, dim=0) for mine, its in parts), thumbnail])
+        scores = torch.cat([*(F.normalize(own, dim=0) + F.normalize(its, dim=0) for own, its in parts), thumbnail])
         kept = keep_best(scores, picture.sizes, budgets)
         return Selection(kept, budgets, {"fused": scores} if self.record_scores else {})

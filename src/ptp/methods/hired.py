@@ -6,7 +6,7 @@ from ..pruner import Stage
 from ..runtime import Picture, Reads, VisionRead
 from ..selection import Selection, check_share, keep_best, tile_budgets, total_budget
 from .layers import ReadsVisionLayer
-from .regions import overview_attention
+from .region_saliency import overview_attention
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from ..pruner import Stage
 from ..runtime import Picture, Reads, TextProbe, VisionRead
 from ..selection import Selection, check_share, keep_best, tile_budgets, total_budget
 from .layers import PrunesAtLayer, ReadsVisionLayer
-from .regions import check_region, region_shares
+from .region_saliency import check_region, region_shares
 
 Relevance = Literal["attention", "similarity", "both"]
 Scope = Literal["picture", "tile"]
@@ -35,7 +35,7 @@ class PyramidPruner(PrunesAtLayer, ReadsVisionLayer):
             mean of the two, each rescaled to [0, 1]. Of several words the strongest counts. None is "similarity" before
             the language model, where words have attended to nothing yet, and "attention" inside, where their states
             have moved away from those of what they name.
-        region: Source of the tile saliency: one of `methods.regions.REGIONS`.
+        region: Source of the tile saliency: one of `methods.region_saliency.REGIONS`.
         region_alpha: Weight in [0, 1] of the share of instruction relevance that falls on a tile, beside its visual
             saliency; None is `alpha`. Our extension; 0 is the published form.
         temperature: Softmax temperature of "cls_similarity"; attention shares are used as they are.

@@ -8,7 +8,7 @@ from ..pruner import Stage
 from ..runtime import Picture, Reads, VisionRead
 from ..selection import Selection, keep_best, tile_budgets, total_budget
 from .layers import PrunesAtLayer
-from .regions import check_region, region_shares
+from .region_saliency import check_region, region_shares
 
 MAX_SEED = 2**32
 """torch takes 64 bits, and the picture's own number is added."""

@@ -30,14 +30,14 @@ def token_map(image: ImageTrace, values: np.ndarray, size: tuple[int, int], thum
     x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
     shown, start = np.zeros((height, width), values.dtype), 0
     for number, tile in enumerate(image.layout.tiles):
-        mine = values[start : start + tile.tokens].reshape(tile.rows, tile.columns)
+        block = values[start : start + tile.tokens].reshape(tile.rows, tile.columns)
         start += tile.tokens
         if tile.tokens and thumbnail == (image.layout.thumbnail and number == len(image.sizes) - 1):
             left, top, right, bottom = tile.box
             column = np.floor((x - left) / (right - left) * tile.columns).astype(int)
             row = np.floor((y - top) / (bottom - top) * tile.rows).astype(int)
             here_x, here_y = ((at >= 0) & (at < count) for at, count in ((column, tile.columns), (row, tile.rows)))
-            shown[np.ix_(here_y, here_x)] = mine[row[here_y]][:, column[here_x]]
+            shown[np.ix_(here_y, here_x)] = block[row[here_y]][:, column[here_x]]
     return shown
 
 

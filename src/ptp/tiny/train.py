@@ -138,8 +138,8 @@ def forward(
     loss, right = answer_loss(model, tokenizer, batch, visual)
     log = {"answer": loss.item()}
     for task in sorted({name for names in batch.tasks for name in names}):
-        mine = torch.tensor([[name == task for name in names] for names in batch.tasks], device=right.device)
-        log[task] = right[mine].float().mean().item()
+        of_task = torch.tensor([[name == task for name in names] for names in batch.tasks], device=right.device)
+        log[task] = right[of_task].float().mean().item()
     return loss, log
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from ptp.cli.options import build_pruner
 from ptp.methods import METHODS, variants
-from ptp.methods.variants import parse_variant, settings_of
+from ptp.methods.parsing import parse_variant, settings_of
 from ptp.pruner import Pruner
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..methods.variants import Variant
+from ..methods.parsing import Variant
 from ..pruner import Pruner, Stage, attach
 from ..runtime import Picture, Reads, VisionRead
 from ..runtime.cache import cache_bytes
@@ -212,7 +212,7 @@ class Contest:
 
     def row(
         self,
-        mine: Contender,
+        contender: Contender,
         full: Contender,
         limits: dict[int, Contender],
         encoders: dict[frozenset[VisionRead], Timing],
@@ -223,26 +223,26 @@ class Contest:
         Args:
             limits: By visual tokens. signal: Seconds that reading one vision layer takes.
         """
-        total, rounds = self.prompt.visual_tokens, range(len(mine.prefill))
-        signals = signal * len(self.read_by(mine))
-        fed = {count: contender.prefill for count, contender in limits.items()} | {total: full.prefill}
-        ours = [spent + signals for spent in mine.prefill]
-        bound = [statistics.mean(fed[count][r] for count in mine.tokens) for r in rounds]
-        select = timing([spent + signals for spent in mine.select]) if mine.select else None
+        total, rounds = self.prompt.visual_tokens, range(len(contender.prefill))
+        signals = signal * len(self.read_by(contender))
+        fed = {count: limit.prefill for count, limit in limits.items()} | {total: full.prefill}
+        ours = [spent + signals for spent in contender.prefill]
+        bound = [statistics.mean(fed[count][r] for count in contender.tokens) for r in rounds]
+        select = timing([spent + signals for spent in contender.select]) if contender.select else None
         return Row(
-            method=mine.name,
-            keep_ratio=mine.keep_ratio,
-            visual_tokens=mine.tokens[-1],
-            average_tokens=statistics.mean(mine.tokens),
-            encode=encoders[self.read_by(mine)],
+            method=contender.name,
+            keep_ratio=contender.keep_ratio,
+            visual_tokens=contender.tokens[-1],
+            average_tokens=statistics.mean(contender.tokens),
+            encode=encoders[self.read_by(contender)],
             select=select,
-            prefill=timing(mine.prefill),
-            decode=timing(mine.decode),
-            flops=mine.flops,
-            peak_memory=mine.peak,
-            cache_bytes=mine.cache,
+            prefill=timing(contender.prefill),
+            decode=timing(contender.decode),
+            flops=contender.flops,
+            peak_memory=contender.peak,
+            cache_bytes=contender.cache,
             speed_up=statistics.median(full.prefill[r] / ours[r] for r in rounds),
-            over_limit=statistics.median(ours[r] / fed[mine.tokens[-1]][r] for r in rounds),
+            over_limit=statistics.median(ours[r] / fed[contender.tokens[-1]][r] for r in rounds),
             over_bound=statistics.median(ours[r] / bound[r] for r in rounds),
             select_share=select.median / statistics.median(full.prefill) if select else 0.0,
         )
@@ -276,13 +276,15 @@ def compete(
     contenders = [full, *(contest.pruned(*entry) for entry in entries)]
     if naive:
         depth = prompt.adapter.vision_depth
-        asking = [mine.pruner is not None and mine.pruner.reads(depth).probe is not None for mine in contenders[1:]]
+        asking = [
+            contender.pruner is not None and contender.pruner.reads(depth).probe is not None for contender in contenders[1:]
+        ]
         reading = [entry for entry, asks in zip(entries, asking, strict=True) if asks]
         contenders += [contest.full(naive=True), *(contest.pruned(*entry, naive=True) for entry in reading)]
     for contender in contenders:
         contest.measure_costs(contender)
         advance()
-    counts = {count for mine in contenders for count in mine.tokens} - {prompt.visual_tokens}
+    counts = {count for contender in contenders for count in contender.tokens} - {prompt.visual_tokens}
     limits = {count: contest.limit(count) for count in sorted(counts, reverse=True)}
     everyone = [*contenders, *limits.values()]
     total((1 + rounds) * len(everyone) + contest.encoder_runs(contenders))
@@ -293,9 +295,9 @@ def compete(
     shuffle = random.Random(0)
     for _ in range(rounds):
         # Those that keep as many tokens run next to their limit, in an order that changes: a noisy minute hits all of them.
-        for contender in sorted(shuffle.sample(everyone, len(everyone)), key=lambda mine: mine.tokens[-1]):
+        for contender in sorted(shuffle.sample(everyone, len(everyone)), key=lambda contender: contender.tokens[-1]):
             contest.time_once(contender)
             advance()
     signal = statistics.median(seconds(prompt.signal, contest.device) for _ in range(rounds + 1))
-    rows = [contest.row(mine, full, limits, encoders, signal) for mine in contenders]
-    return rows + [contest.row(mine, full, limits, encoders, signal) for mine in limits.values()]
+    rows = [contest.row(contender, full, limits, encoders, signal) for contender in contenders]
+    return rows + [contest.row(contender, full, limits, encoders, signal) for contender in limits.values()]
