@@ -152,7 +152,7 @@ def test_random_within_region_budgets_takes_the_budgets_of_pyramid():
     traces = []
     for method in (
         RandomPruner(keep_ratio=0.3, region="attention_mass"),
-        PyramidPruner(keep_ratio=0.3, region="attention_mass", alpha=0, budgets="tile"),
+        PyramidPruner(keep_ratio=0.3, region="attention_mass", alpha=0, scope="tile"),
     ):
         with torch.no_grad(), method(model, proc) as trace:
             model(**inputs)

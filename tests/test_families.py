@@ -96,7 +96,7 @@ def test_keeping_everything_changes_no_bit(family, method):
 @pytest.mark.parametrize("layer", [0, 2])
 def test_scores_equal_the_loop(family, layer):
     inputs = encode(family, ([picture()], QUESTION))
-    method = pruner(prune_layer=layer, relevance="attention", budgets="tile", diversity=0.0)
+    method = pruner(prune_layer=layer, relevance="attention", scope="tile", diversity=0.0)
     expected = token_saliency(family, inputs)
     model = model_of(family, "eager")
     with torch.no_grad():

@@ -177,7 +177,7 @@ def test_a_new_picture_in_a_later_turn_is_pruned_by_itself(monkeypatch, family, 
 @pytest.mark.parametrize("layer", [0, 2])
 def test_scores_in_a_later_turn_equal_the_loop(monkeypatch, family, layer):
     """What the second question attends to, over all that it still sees of the first turn."""
-    method = pruner(prune_layer=layer, relevance="attention", budgets="tile", diversity=0.0)
+    method = pruner(prune_layer=layer, relevance="attention", scope="tile", diversity=0.0)
     first, second = encode(family, ([picture(2)], "Read it.")), encode(family, ([picture(1)], QUESTION))
     length, cache, model = first["input_ids"].shape[1], DynamicCache(), model_of(family, "eager")
     whole, new = second_turn(model, first, second)
