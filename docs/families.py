@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import ptp
-from ptp.bench.families import FAMILIES, Scale, tokenizer
+from ptp.testing.families import FAMILIES, Scale, tokenizer
 from ptp.report.overlay import draw_grid, keep, token_map
 from ptp.selection import Selection, keep_best, total_budget
 

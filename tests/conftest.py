@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 from transformers.models.internvl.processing_internvl import InternVLProcessor
 
-from ptp.bench.families import FAMILIES, Family
+from ptp.testing.families import FAMILIES, Family
 from ptp.loader import pictures_only
 from ptp.tiny.drawing import draw_scene
 from ptp.tiny.model import IMAGE_TOKEN, build_image_processor, build_tokenizer

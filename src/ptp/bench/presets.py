@@ -6,7 +6,7 @@ import torch
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
 from ..tiny import WEIGHTS
-from .families import FAMILIES, Scale
+from ..testing.families import FAMILIES, Scale
 
 IMAGE_TOKEN = 5
 
