@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 import ptp
-from ptp.testing.families import FAMILIES, Scale, tokenizer
 from ptp.report.overlay import draw_grid, keep, token_map
 from ptp.selection import Selection, keep_best, total_budget
+from ptp.testing.families import FAMILIES, Scale, tokenizer
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "src/ptp/tiny/demo_pictures/coffee_1.jpg"

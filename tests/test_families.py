@@ -1,6 +1,7 @@
 """The seven oracles of the design for every model family, and the budgets of every method and setting."""
 
 import contextlib
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,11 +10,11 @@ import torch.nn.functional as F
 from conftest import footprint
 from families import FAMILIES, QUESTION, encode, model_of, picture, places_of, prune, pruner, tokenizer
 from masking import assert_dropping_equals_masking, blinded, drops, extended, watch
-from saliency_loops import token_saliency
 from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
 from ptp.adapters import adapter_for
 from ptp.methods import METHODS
+from ptp.testing.saliency import token_saliency
 
 
 def with_experts(scale):
@@ -86,19 +87,19 @@ def test_keeping_everything_changes_no_bit(family, method):
 def test_scores_equal_the_loop(family, layer):
     inputs = encode(family, ([picture()], QUESTION))
     method = pruner(prune_layer=layer, relevance="attention", budgets="tile", diversity=0.0)
-    expected = token_saliency(family, inputs)
     model = model_of(family, "eager")
+    adapter = adapter_for(model)
     with torch.no_grad():
         maps = model(**inputs, output_attentions=True).attentions[max(layer - 1, 0)][0].mean(dim=0)
     asked = places_of(QUESTION, inputs["input_ids"][0])
-    image = adapter_for(model).visual_tokens(inputs["input_ids"])[0].nonzero()[:, 0].tolist()
-    assert len(image) == len(expected)
+    image = adapter.visual_tokens(inputs["input_ids"])[0].nonzero()[:, 0].tolist()
+    (expected,) = token_saliency(model, adapter, inputs, image, [adapter.vision_depth - 1])
+    wanted = {place: score for place, score in zip(image, expected.tolist(), strict=True) if not math.isnan(score)}
     for attention in ("eager", "sdpa"):
         _, trace = prune(model_of(family, attention), inputs, method)
         (mine,) = trace.images
         places = mine.positions.tolist()
-        assert sorted(places) == [place for place, score in zip(image, expected, strict=True) if score is not None]
-        wanted = dict(zip(image, expected, strict=True))
+        assert sorted(places) == list(wanted)
         torch.testing.assert_close(mine.scores["token"], torch.tensor([wanted[p] for p in places]), atol=1e-5, rtol=0)
         relevance = torch.tensor([max(float(maps[i, p]) for i in asked) for p in places])
         torch.testing.assert_close(mine.scores["instruction"], relevance, atol=1e-4, rtol=0)

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
-from ..tiny import WEIGHTS
 from ..testing.families import FAMILIES, Scale
+from ..tiny import WEIGHTS
 
 IMAGE_TOKEN = 5
 

@@ -55,6 +55,29 @@ def check_adapter(
         UnsupportedModelError: no adapter takes the model.
         ValueError: the model is not ready, or its inputs cannot be made.
     """
+    subject = _subject(model, processor, pictures, pruners, encode, tolerance)
+    with attention(model, "sdpa"):
+        return Report(check for name, oracle in CHECKS.items() for check in _asked(name, oracle, subject))
+
+
+def _asked(name: str, oracle: Callable[[Subject], Iterator[Check]], subject: Subject) -> list[Check]:
+    """What one oracle says; whatever else goes wrong there is the adapter's as well."""
+    try:
+        return list(oracle(subject))
+    except CheckFailed:
+        raise
+    except Exception as error:
+        raise CheckFailed(name, "", f"{type(error).__name__}: {error}") from error
+
+
+def _subject(
+    model: Any,
+    processor: Any,
+    pictures: Sequence[Image.Image] | None,
+    pruners: Sequence[Pruner] | None,
+    encode: Encode | None,
+    tolerance: float,
+) -> Subject:
     _ready(model)
     pictures = tuple(pictures or [photo(number, size) for number, size in enumerate(SIZES)])
     pruners = tuple(pruners or _pruners(len(adapter_for(model).layers), pictures))
@@ -63,19 +86,10 @@ def check_adapter(
         subject.inputs(([subject.picture(0)], "What is it?"), ([], "Hello"))
     except Exception as error:
         raise ValueError(
-            f"The processor makes no inputs of a batch with a picture and a row without ({type(error).__name__}: {error}). Give "
-            "it the model's chat template, or pass encode=..."
+            f"The processor makes no inputs of a batch with a picture and a row without ({type(error).__name__}: {error}). "
+            "Give it the model's chat template, or pass encode=..."
         ) from error
-    found: list[Check] = []
-    with attention(model, "sdpa"):
-        for name, oracle in CHECKS.items():
-            try:
-                found += oracle(subject)
-            except CheckFailed:
-                raise
-            except Exception as error:
-                raise CheckFailed(name, "", f"{type(error).__name__}: {error}") from error
-    return Report(found)
+    return subject
 
 
 def _ready(model: Any) -> None:

@@ -52,7 +52,7 @@ class Attended:
 @contextlib.contextmanager
 def attention(model: nn.Module, name: str) -> Iterator[None]:
     """The model under another attention; afterwards as it was."""
-    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values()
+    configs: list[Any] = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
     usual = [(config, getattr(config, "_attn_implementation_internal", None)) for config in configs]
     try:
         for config in configs:

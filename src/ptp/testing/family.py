@@ -1,4 +1,4 @@
-"""What a description of a model family says: its small and its real-size model, and its own processor. Nothing is downloaded."""
+"""What describes a model family: its small and its real-size model, and its own processor. Nothing is downloaded."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ def tokenizer() -> Any:
 
 @cache
 def words() -> int:
-    """Tokens that are words of the embedded model; the ids behind them are those of markers, or of none."""
-    return len(build_tokenizer())
+    """Tokens that are parts of words; the ids behind them are those of markers, or of none."""
+    return build_tokenizer().vocab_size
 
 
 def token_id(token: str) -> int:

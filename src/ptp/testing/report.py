@@ -10,8 +10,8 @@ ORACLES = {
     "(`vision_feature_layer` counts from the end), or `core`, `vision` or `text` is another module",
     "boxes": "`Span.positions` is in another order than the tiles of its `Layout` (tile by tile, raster order in each), or a "
     "`Tile` has a wrong box, or rows and columns are exchanged",
-    "saliency": "`pool` brings patches onto the wrong tokens, `Span.units` is in another order than the encoder's, `has_cls` is "
-    "wrong, or `vision_attention` has another layer's modules, heads or scale",
+    "saliency": "`pool` brings patches onto the wrong tokens, `Span.units` is in another order than the encoder's, `has_cls` "
+    "is wrong, or `vision_attention` has another layer's modules, heads or scale",
     "relevance": "`TextModel` reads the language model's queries and keys in the wrong place: projections, norms, rotary "
     "positions, heads or scale are not as in its attention",
     "attentions": "something is read that one attention has and the other has not, or has in another form",
@@ -35,7 +35,7 @@ class CheckFailed(AssertionError):
     def __init__(self, oracle: str, settings: str, problem: str) -> None:
         self.oracle, self.settings, self.problem = oracle, settings, problem
         where = f" with {settings}" if settings else ""
-        super().__init__(f"{oracle}{where}: {problem}. The usual cause: {ORACLES[oracle]}.")
+        super().__init__(f"{oracle}{where}: {problem.rstrip('.')}. The usual cause: {ORACLES[oracle]}.")
 
 
 @dataclass(frozen=True)

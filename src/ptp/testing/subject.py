@@ -51,7 +51,7 @@ class Signals:
 
 @dataclass(frozen=True, kw_only=True)
 class Listener(Pruner):
-    """Keeps what it may read in `heard`, and every third token."""
+    """Keeps what it may read in `heard`."""
 
     layers: tuple[int, ...] = (-1,)
     prune_layer: int = 0
@@ -104,8 +104,8 @@ class Subject:
 
     @cached_property
     def listener(self) -> Listener:
-        """Hears the last vision layer; regions are those of the pruners."""
-        return Listener(window=self.pruners[0].window, keep_ratio=0.3)
+        """Hears the last vision layer and drops nothing; regions are those of the pruners."""
+        return Listener(window=self.pruners[0].window, keep_ratio=1.0)
 
     def picture(self, number: int) -> Image.Image:
         """One of the pictures, again from the first after the last."""

@@ -145,5 +145,5 @@ def nothing_left(subject: Subject) -> Iterator[Check]:
             after = footprint(model)
             changed = [name or "the model" for name in before.keys() | after.keys() if before.get(name) != after.get(name)]
             require("nothing left", settings, not changed, f"attributes or hooks remain on {', '.join(sorted(changed)[:3])}")
-            require("nothing left", settings, torch.equal(model(**inputs).logits, expected), "the logits are not what they were")
+            require("nothing left", settings, torch.equal(model(**inputs).logits, expected), "the logits have changed")
             yield Check("nothing left", settings)

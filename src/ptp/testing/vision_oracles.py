@@ -24,9 +24,12 @@ COMPARED = 256
 def layout(subject: Subject) -> Iterator[Check]:
     """Positions are the places whose embeddings come from pixels, each once; layouts fit them."""
     for numbers in ((0,), (1, 2)):
-        pictures, settings = [subject.picture(number) for number in numbers], f"{len(numbers)} pictures"
+        pictures, settings = [subject.picture(number) for number in numbers], f"{len(numbers)} picture(s)"
         inputs = subject.inputs((pictures, QUESTION))
         shown = subject.shown(inputs)[0].nonzero()[:, 0].tolist()
+        ids = set(inputs["input_ids"][0, shown].tolist())
+        known = {modality.token_id for modality in subject.adapter.modalities}
+        require("layout", settings, ids <= known, f"pixels reach tokens of ids {sorted(ids)}, `modalities` has {sorted(known)}")
         listener = replace(subject.listener, heard=[])
         with listener(subject.model, subject.processor, torch.ones_like(inputs["input_ids"])) as trace, torch.no_grad():
             subject.model(**inputs)
@@ -116,7 +119,8 @@ def boxes(subject: Subject) -> Iterator[Check]:
     model, adapter = subject.model, subject.adapter
     modules = layers_of(recorded(model, adapter, subject.one))
     for number in range(min(2, len(subject.pictures))):
-        size = tuple(4 * edge for edge in subject.picture(number).size)
+        width, height = subject.picture(number).size
+        size = (4 * width, 4 * height)
         plain = Image.blend(subject.picture(number).convert("RGB").resize(size), Image.new("RGB", size, (128, 128, 128)), 0.8)
         _, trace = subject.prune(subject.listener, subject.inputs(([plain], QUESTION)))
         (image,) = trace.images
