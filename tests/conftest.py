@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 from transformers.models.internvl.processing_internvl import InternVLProcessor
 
-from ptp.bench.families import FAMILIES, Family
 from ptp.loader import pictures_only
+from ptp.testing import FAMILIES, Family
+from ptp.testing.subject import footprint as footprint  # tests take it from here
 from ptp.tiny.drawing import draw_scene
 from ptp.tiny.model import IMAGE_TOKEN, build_image_processor, build_tokenizer
 
@@ -137,14 +138,6 @@ def dropped_tokens(trace, inputs) -> Tensor:
         gone[image.kept] = False
         dropped[image.row, image.positions[gone]] = True
     return dropped
-
-
-def footprint(model) -> dict:
-    """What hangs on each module: its attributes, and how many hooks."""
-    return {
-        name: (sorted(vars(module)), {k: len(v) for k, v in vars(module).items() if "hooks" in k and hasattr(v, "__len__")})
-        for name, module in model.named_modules()
-    }
 
 
 @pytest.fixture(params=list(TEXT_MODELS))

@@ -7,16 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from families import SMALL, token_id, tokenizer
-from masking import blinded
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from transformers.models.llava.processing_llava import LlavaProcessor
 
 import ptp
 from ptp.adapters import ADAPTERS
 from ptp.bench.measure import encode_prompt
+from ptp.testing import FAMILIES, SMALL, photo
 from ptp.tiny.drawing import draw_scene
 
 ROOT = Path(__file__).parents[1]
@@ -43,35 +39,23 @@ def test_pages_show_the_committed_results():
     assert check.returncode == 0, check.stdout + check.stderr + "Run make readme."
 
 
-def test_the_model_family_of_the_documentation_prunes(capsys):
-    """LLaVA 1.5 by the adapter as written: what it drops is what masking hides."""
-    vision = CLIPVisionConfig(
-        hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, image_size=56, patch_size=14
-    )
-    config = LlavaConfig(
-        vision_config=vision, text_config=SMALL.language("llama"), image_token_id=token_id("<image>"), tie_word_embeddings=False
-    )
-    torch.manual_seed(0)
-    model = LlavaForConditionalGeneration._from_config(config).eval()
-    model.generation_config.eos_token_id = None
-    tiles = CLIPImageProcessorPil(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
-    processor = LlavaProcessor(
-        tiles, tokenizer(), patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1
-    )
-    text = "<|im_start|>user\n<image>\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
-    inputs = processor(text=[text], images=[draw_scene(np.random.default_rng(0), (1, 1)).image], return_tensors="pt")
+def test_the_model_families_of_the_documentation_prune(capsys):
+    """LLaVA 1.5, and Qwen3-VL with pictures whole, by the adapters as written; `check_adapter` passes both."""
+    vision = CLIPVisionConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, patch_size=14)
+    model = LlavaForConditionalGeneration._from_config(LlavaConfig(vision_config=vision, text_config=SMALL.language("llama")))
     with pytest.raises(ptp.UnsupportedModelError, match=r"'llava' is not supported.*add_a_model"):
-        ptp.attach(model, ptp.PyramidPruner(), processor)
-    names = {"inputs": inputs, "model": model, "processor": processor, "ptp": ptp, "__name__": "documentation"}
+        ptp.attach(model, ptp.PyramidPruner())
+    *blocks, last = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/add_a_model.md").read_text(), re.MULTILINE | re.DOTALL)
+    names = {"ptp": ptp, "__name__": "documentation"}
     try:
-        exec(code_of("docs/add_a_model.md"), names)
-        assert "16 -> 4 visual tokens" in capsys.readouterr().out
-        with torch.no_grad(), ptp.PyramidPruner(keep_ratio=0.25)(model, processor) as trace:
-            pruned = model(**inputs).logits
-        dropped = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
-        dropped[0, trace.images[0].positions] = True
-        dropped[0, trace.images[0].positions[trace.images[0].kept]] = False
-        with torch.no_grad(), blinded(model, inputs["attention_mask"].bool(), ({0: dropped}, None)):
-            torch.testing.assert_close(pruned, model(**inputs).logits[~dropped][None], atol=1e-4, rtol=0)
+        exec("\n".join(blocks), names)
+        shown = [([photo(0, (100, 100))], "What is it?")]
+        names["inputs"] = names["LLAVA"].encode(names["processor"], shown)
+        exec(last, names)
+        printed = capsys.readouterr().out
+        assert "16 -> 4 visual tokens" in printed and printed.count("nothing left   4 checked, exact") == 2
     finally:
-        ADAPTERS.remove(names["LlavaAdapter"])
+        FAMILIES.pop("llava-1.5", None)
+        for name in ("LlavaAdapter", "PackedAdapter"):
+            if name in names:
+                ADAPTERS.remove(names[name])

@@ -1,6 +1,7 @@
 """The seven oracles of the design for every model family, and the budgets of every method and setting."""
 
 import contextlib
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from conftest import footprint
 from families import FAMILIES, QUESTION, encode, model_of, photo, picture, places_of, prune, pruner, tokenizer
-from masking import assert_dropping_equals_masking, blinded, drops, extended, watch
-from saliency_loops import token_saliency
+from masking import assert_dropping_equals_masking, blinded, drops, extended, merged, watch
 from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
 from ptp.adapters import adapter_for
 from ptp.methods import METHODS
 from ptp.pictures import MAX_STRETCH, MIN_SIDE
+from ptp.testing.saliency import token_saliency
 
 
 def with_experts(scale):
@@ -32,13 +33,6 @@ def method(request):
     return pruner(request.param)
 
 
-@pytest.fixture
-def dropping(method):
-    if isinstance(method, METHODS["visionzip"]):
-        pytest.skip("visionzip averages tokens: masking is not what it does (test_methods checks the averages)")
-    return method
-
-
 @pytest.mark.parametrize("size", [(MIN_SIDE, MIN_SIDE * MAX_STRETCH), (MIN_SIDE * MAX_STRETCH, MIN_SIDE), (MIN_SIDE, MIN_SIDE)])
 def test_every_shape_that_is_opened_is_pruned(family, size):
     inputs = encode(family, ([photo(0, size)], QUESTION))
@@ -52,9 +46,9 @@ def test_every_shape_that_is_opened_is_pruned(family, size):
 # 1. Mask equivalence
 
 
-def test_dropping_equals_masking(monkeypatch, family, dropping):
+def test_dropping_equals_masking(monkeypatch, family, method):
     model, inputs = model_of(family), encode(family, ([picture()], QUESTION))
-    assert_dropping_equals_masking(monkeypatch, model, inputs, dropping)
+    assert_dropping_equals_masking(monkeypatch, model, inputs, method)
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -97,19 +91,19 @@ def test_keeping_everything_changes_no_bit(family, method):
 def test_scores_equal_the_loop(family, layer):
     inputs = encode(family, ([picture()], QUESTION))
     method = pruner(prune_layer=layer, relevance="attention", scope="tile", diversity=0.0)
-    expected = token_saliency(family, inputs)
     model = model_of(family, "eager")
+    adapter = adapter_for(model)
     with torch.no_grad():
         maps = model(**inputs, output_attentions=True).attentions[max(layer - 1, 0)][0].mean(dim=0)
     asked = places_of(QUESTION, inputs["input_ids"][0])
-    image = adapter_for(model).visual_tokens(inputs["input_ids"])[0].nonzero()[:, 0].tolist()
-    assert len(image) == len(expected)
+    image = adapter.visual_tokens(inputs["input_ids"])[0].nonzero()[:, 0].tolist()
+    (expected,) = token_saliency(model, adapter, inputs, image, [adapter.vision_depth - 1])
+    wanted = {place: score for place, score in zip(image, expected.tolist(), strict=True) if not math.isnan(score)}
     for attention in ("eager", "sdpa"):
         _, trace = prune(model_of(family, attention), inputs, method)
         (mine,) = trace.images
         places = mine.positions.tolist()
-        assert sorted(places) == [place for place, score in zip(image, expected, strict=True) if score is not None]
-        wanted = dict(zip(image, expected, strict=True))
+        assert sorted(places) == list(wanted)
         torch.testing.assert_close(mine.scores["token"], torch.tensor([wanted[p] for p in places]), atol=1e-5, rtol=0)
         relevance = torch.tensor([max(float(maps[i, p]) for i in asked) for p in places])
         torch.testing.assert_close(mine.scores["instruction"], relevance, atol=1e-4, rtol=0)
@@ -189,10 +183,10 @@ def test_nothing_is_left_behind(family, method, fail):
 # 7. Decode
 
 
-def test_generate_equals_a_greedy_loop_over_the_masked_sequence(monkeypatch, family, dropping):
+def test_generate_equals_a_greedy_loop_over_the_masked_sequence(monkeypatch, family, method):
     model, inputs = model_of(family), encode(family, ([picture()], QUESTION))
-    selections = watch(monkeypatch, dropping)
-    with torch.no_grad(), dropping(model, tokenizer()) as trace:
+    selections = watch(monkeypatch, method)
+    with torch.no_grad(), method(model, tokenizer()) as trace:
         output = model.generate(**inputs, max_new_tokens=5, do_sample=False, output_logits=True, return_dict_in_generate=True)
     dropped = drops(inputs, trace, selections)
     length = inputs["input_ids"].shape[1]
@@ -200,7 +194,11 @@ def test_generate_equals_a_greedy_loop_over_the_masked_sequence(monkeypatch, fam
     for step in range(5):
         whole = extended(inputs, tokens[:, :step])
         gone = {layer: F.pad(tokens_gone, (0, step)) for layer, tokens_gone in dropped.items()}
-        with torch.no_grad(), blinded(model, whole["attention_mask"].bool(), (gone, length)):
+        with (
+            torch.no_grad(),
+            blinded(model, whole["attention_mask"].bool(), (gone, length)),
+            merged(model, trace, selections),
+        ):
             logits = model(**whole).logits[0, -1]
         torch.testing.assert_close(output.logits[step][0], logits, atol=1e-4, rtol=0)
         assert logits.argmax() == tokens[0, step]

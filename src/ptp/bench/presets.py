@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from transformers import InternVLConfig, InternVLForConditionalGeneration
 
+from ..testing.families import FAMILIES, Scale
 from ..tiny import WEIGHTS
-from .families import FAMILIES, Scale
 
 IMAGE_TOKEN = 5
 

@@ -1,0 +1,14 @@
+"""The families that `ptp` ships: one description each. Yours goes into a file beside them, and at the end of the list."""
+
+from ..family import FAMILIES, Family, Scale, register_family, token_id, tokenizer
+from .gemma3 import GEMMA3
+from .idefics import IDEFICS3, SMOLVLM
+from .internvl import INTERNVL
+from .llava_next import LLAVA_NEXT
+from .llava_onevision import LLAVA_ONEVISION
+from .qwen_vl import QWEN2_5_VL, QWEN3_VL
+
+for family in (INTERNVL, LLAVA_NEXT, LLAVA_ONEVISION, SMOLVLM, IDEFICS3, QWEN2_5_VL, QWEN3_VL, GEMMA3):
+    register_family(family)
+
+__all__ = ["FAMILIES", "Family", "Scale", "register_family", "token_id", "tokenizer"]
