@@ -141,6 +141,7 @@ def boxes(subject: Subject) -> Iterator[Check]:
 
 def _seen_there(boxes: Tensor, change: Tensor, token: int, tiles: int, settings: str) -> None:
     best, shown = int(change[:tiles].argmax()), [round(edge, 2) for edge in boxes[token].tolist()]
+    require("boxes", settings, bool(change[token] > 0), f"a disc in the box of token {token}, {shown}, does not change it")
     require("boxes", settings, best == token, f"a disc in the box of token {token}, {shown}, changes token {best} most")
     if tiles < len(boxes):
         seen = boxes[tiles + int(change[tiles:].argmax())]
