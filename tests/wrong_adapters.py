@@ -118,8 +118,8 @@ class TextScale(QwenVLAdapter):
 class TextKeysOfNextLayer(InternVLAdapter):
     def __init__(self, model):
         super().__init__(model)
-        own = self.text.projections
-        self.text.projections = lambda layer: (own(layer)[0], own((layer + 1) % len(self.text.layers))[1])
+        own, layers = self.text.projection, len(self.text.layers)
+        self.text.projection = lambda layer, part: own((layer + (part == "k")) % layers, part)
 
 
 class FeaturesStay(QwenVLAdapter):
