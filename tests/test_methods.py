@@ -256,11 +256,21 @@ def deft():
     return best(maps[1][text, first : first + 112].amax(dim=0), alive, TOTAL)
 
 
+def prumerge(spatial: float = 0.0):
+    scores, budgets = flat(vision(-1)[1]), even()
+    kept = by_tile(scores, [b - round(spatial * b) for b in budgets])
+    for t, b in enumerate(budgets):
+        rest = [j for j in range(16 * t, 16 * t + 16) if j not in kept]
+        count = round(spatial * b)
+        kept += [rest[i * len(rest) // count] for i in range(count)]
+    return kept
+
+
 RULES = {
     rule.__name__: rule
     for rule in (
         uniform_grid, visionzip, fastervlm, vispruner, hired, globalcom2, divprune, dart, fastv, pyramiddrop, sparsevlm,
-        cdpruner, deft,
+        cdpruner, deft, prumerge,
     )
 }  # fmt: skip
 
@@ -346,6 +356,42 @@ def test_merged_tokens_are_averages():
     torch.testing.assert_close(output, expected_logits, atol=1e-4, rtol=0)
 
 
+def vision_keys() -> torch.Tensor:
+    """(N, D) keys of the last vision layer, the mean over heads and over the 2 x 2 patches of a visual token."""
+    model, seen = small_model(attention="eager"), []
+    tower, heads = model.model.vision_tower, model.config.vision_config.num_attention_heads
+    hook = tower.encoder.layer[-1].attention.k_proj.register_forward_hook(lambda module, args, output: seen.append(output))
+    with torch.no_grad():
+        tower(inputs()["pixel_values"])
+    hook.remove()
+    patches = seen[0][:, 1:].unflatten(2, (heads, -1)).mean(dim=2)
+    corners = [2 * y * 8 + 2 * x for y in range(SIDE) for x in range(SIDE)]
+    return torch.stack([tile[[c, c + 1, c + 8, c + 9]].mean(dim=0) for tile in patches for c in corners])
+
+
+@pytest.mark.parametrize(("neighbours", "spatial"), [(32, 0.0), (3, 0.0), (3, 0.5), (0, 1.0)])
+def test_prumerge_adds_its_neighbours_to_each_kept_token(neighbours, spatial):
+    """It equals the model fed, at the kept places, the token plus its k nearest ones times their share of [CLS] attention."""
+    model, likeness, paid = small_model(), cosine(vision_keys()), vision(-1)[1]
+    states, first, merged = embeddings(model, inputs()), places()[0], {}
+    for i in prumerge(spatial):
+        t = i // 16
+        merged[i] = states[0, first + i].clone()
+        for j in best(likeness[i], set(range(16 * t, 16 * t + 16)) - {i}, neighbours):
+            merged[i] += paid[t][j - 16 * t] / sum(paid[t]) * states[0, first + j]
+    kept = sorted(merged)
+    method = METHODS["prumerge"](keep_ratio=KEEP, neighbours=neighbours, spatial=spatial)
+    with torch.no_grad(), method(model, tokenizer()) as trace:
+        output = model(**inputs()).logits
+    assert trace.images[0].kept.tolist() == kept
+    states = states.clone()
+    states[0, [first + i for i in kept]] = torch.stack([merged[i] for i in kept])
+    stays = [p for p in range(states.shape[1]) if not 0 <= p - first < 112 or p - first in merged]
+    with torch.no_grad():
+        expected_logits = model(inputs_embeds=states[:, stays], position_ids=torch.tensor([stays])).logits
+    torch.testing.assert_close(output, expected_logits, atol=1e-4, rtol=0)
+
+
 def test_the_layers_that_prune_are_averaged():
     with torch.no_grad(), METHODS["pyramiddrop"](keep_ratio=0.125)(small_model(), tokenizer()) as trace:
         small_model()(**inputs())
@@ -367,6 +413,7 @@ def test_greedy_selections_take_any_budget(keep):
 BAD = {
     "visionzip": {"contextual": 2}, "vispruner": {"important": -1}, "hired": {"thumbnail_share": 2},
     "globalcom2": {"temperature": 0}, "dart": {"pivots": 0}, "deft": {"reserve": -1}, "random": {"seed": 10**30},
+    "prumerge": {"neighbours": -1},
 }  # fmt: skip
 
 

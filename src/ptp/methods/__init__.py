@@ -9,6 +9,7 @@ from .fastervlm import FasterVLMPruner
 from .fastv import FastVPruner
 from .globalcom2 import GlobalCom2Pruner
 from .hired import HiREDPruner
+from .prumerge import PruMergePruner
 from .pyramid import PyramidPruner
 from .pyramiddrop import PyramidDropPruner
 from .random import RandomPruner
@@ -33,6 +34,7 @@ METHODS: dict[str, type[Pruner]] = {
     "sparsevlm": SparseVLMPruner,
     "cdpruner": CDPruner,
     "deft": DeFTPruner,
+    "prumerge": PruMergePruner,
 }
 
 __all__ = ["METHODS", "PyramidPruner", "RandomPruner"]
