@@ -163,6 +163,36 @@ def hired():
     return by_tile(flat(vision(-1)[1]), [*shares(content, SIZE, TOTAL - min(own, 16)), min(own, 16)])
 
 
+@cache
+def received(layer: int) -> list[float]:
+    """Attention that every visual token receives from the patches of its tile, [CLS] left out of rows and columns."""
+    model = small_model(attention="eager")
+    with torch.no_grad():
+        maps = model.model.vision_tower(inputs()["pixel_values"], output_attentions=True).attentions[layer]
+    shares = maps[:, :, 1:, 1:] / maps[:, :, 1:, 1:].sum(dim=3, keepdim=True)
+    patches = [[float(shares[t, :, :, p].mean()) for p in range(64)] for t in range(TILES)]
+    return [
+        sum(patches[t][(2 * y + dy) * 8 + 2 * x + dx] for dy in (0, 1) for dx in (0, 1)) / 4
+        for t in range(TILES)
+        for y in range(SIDE)
+        for x in range(SIDE)
+    ]
+
+
+def hiprune(alpha=0.1, total=TOTAL):
+    objects, deep, kept = received(0), received(-1), []  # layer 9 of 24 is layer 1 of 3
+    anchors = best(objects, range(112), round(alpha * total / 5))
+    for t, budget in enumerate(shares([1.0] * TILES, SIZE, total)):
+        mine = [j for j in anchors if j // 16 == t]
+        spots = {
+            (y + dy, x + dx) for y, x in (divmod(j % 16, 4) for j in mine) for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1))
+        }
+        buffers = {16 * t + 4 * y + x for y, x in spots if 0 <= y < 4 and 0 <= x < 4} - set(mine)
+        rest = set(range(16 * t, 16 * t + 16)) - set(mine) - buffers
+        kept += [*mine, *best(objects, buffers, 16), *best(deep, rest, 16)][:budget]
+    return kept
+
+
 def globalcom2():
     patches, tokens = vision(-1)
     columns, rows = GRID
@@ -269,8 +299,8 @@ def prumerge(spatial: float = 0.0):
 RULES = {
     rule.__name__: rule
     for rule in (
-        uniform_grid, visionzip, fastervlm, vispruner, hired, globalcom2, divprune, dart, fastv, pyramiddrop, sparsevlm,
-        cdpruner, deft, prumerge,
+        uniform_grid, visionzip, fastervlm, vispruner, hired, hiprune, globalcom2, divprune, dart, fastv, pyramiddrop,
+        sparsevlm, cdpruner, deft, prumerge,
     )
 }  # fmt: skip
 
@@ -324,6 +354,19 @@ def test_a_batch_gives_every_row_what_it_gets_alone(name):
             alone = model(**encode(row)).logits[0]
             assert trace.images[0].kept.tolist() == kept[mine]
             torch.testing.assert_close(together[mine, -len(alone) :], alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("alpha", [0, 0.5, 1])
+@pytest.mark.parametrize("keep", [0.05, 0.2, KEEP, 0.5, 0.9])
+def test_hiprune_takes_any_share_of_anchors(alpha, keep):
+    with torch.no_grad(), METHODS["hiprune"](keep_ratio=keep, object_share=alpha)(small_model(), tokenizer()) as trace:
+        small_model()(**inputs())
+    assert trace.images[0].kept.tolist() == sorted(hiprune(alpha, round(keep * 112)))
+
+
+@pytest.mark.parametrize(("share", "depth", "layer"), [(0.375, 24, 8), (0.5, 32, 15), (0.375, 27, 9), (0, 3, 0), (1, 3, 2)])
+def test_hiprune_scales_its_object_layer(share, depth, layer):
+    assert METHODS["hiprune"](object_depth=share).reads(depth).vision[0].layer == layer
 
 
 def test_merged_tokens_are_averages():
@@ -413,7 +456,7 @@ def test_greedy_selections_take_any_budget(keep):
 BAD = {
     "visionzip": {"contextual": 2}, "vispruner": {"important": -1}, "hired": {"thumbnail_share": 2},
     "globalcom2": {"temperature": 0}, "dart": {"pivots": 0}, "deft": {"reserve": -1}, "random": {"seed": 10**30},
-    "prumerge": {"neighbours": -1},
+    "prumerge": {"neighbours": -1}, "hiprune": {"object_share": 2},
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from .divprune import DivPrunePruner
 from .fastervlm import FasterVLMPruner
 from .fastv import FastVPruner
 from .globalcom2 import GlobalCom2Pruner
+from .hiprune import HiPrunePruner
 from .hired import HiREDPruner
 from .prumerge import PruMergePruner
 from .pyramid import PyramidPruner
@@ -26,6 +27,7 @@ METHODS: dict[str, type[Pruner]] = {
     "fastervlm": FasterVLMPruner,
     "vispruner": VisPruner,
     "hired": HiREDPruner,
+    "hiprune": HiPrunePruner,
     "globalcom2": GlobalCom2Pruner,
     "divprune": DivPrunePruner,
     "dart": DARTPruner,
