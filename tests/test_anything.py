@@ -4,14 +4,18 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from families import FAMILIES, WINDOW, encode, model_of, photo, tokenizer
+from families import FAMILIES, WINDOW, model_of, photo, processor_of, tokenizer
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from masking import blinded, drops, merged, watch
 
+from ptp.adapters import adapter_for
 from ptp.methods import METHODS
 from ptp.selection import total_budget
 
+LAYOUTS = ("after", "before", "system", "turns", "later", "bare")
+"""Where the words are: behind the pictures or before them; with a system prompt; pictures in the first of two turns, or in the
+second; without any template."""
 WORDS = ("", "What is on it?", "Read the sign.\n\nThen count: 1, 2", "<image>", "é 中文 🙂", "a" * 60)
 SETTINGS = {
     "pyramid": st.fixed_dictionaries(
@@ -30,11 +34,11 @@ LAYERED = [name for name in METHODS if "prune_layer" in METHODS[name].__dataclas
 
 @dataclass
 class Case:
-    """One call: a family, the rows of a batch, a method."""
+    """One call: a family, the rows of a batch (sizes of pictures, words, layout), a method."""
 
     family: str
     attention: str
-    rows: list[tuple[list[tuple[int, int]], str]]
+    rows: list[tuple[list[tuple[int, int]], str, str]]
     method: str
     settings: dict
 
@@ -53,7 +57,7 @@ def cases(draw) -> Case:
     own = draw(SETTINGS.get(name, st.just({})))
     if name in LAYERED:
         own = own | {"prune_layer": draw(st.integers(0, 4))}
-    rows = st.tuples(st.lists(sides(), max_size=3), st.sampled_from(WORDS))
+    rows = st.tuples(st.lists(sides(), max_size=3), st.sampled_from(WORDS), st.sampled_from(LAYOUTS))
     return Case(
         draw(st.sampled_from(list(FAMILIES))),
         draw(st.sampled_from(["eager", "sdpa"])),
@@ -63,13 +67,32 @@ def cases(draw) -> Case:
     )
 
 
+def prompt_of(shown: str, words: str, layout: str) -> str:
+    """The text of one row; `shown` is its pictures."""
+    turn = "<|im_start|>{}\n{}<|im_end|>\n".format
+    told = turn("assistant", "Yes.")
+    texts = {
+        "after": turn("user", f"{shown}\n{words}"),
+        "before": turn("user", f"{words}\n{shown}"),
+        "system": turn("system", "Be brief.") + turn("user", f"{shown}\n{words}"),
+        "turns": turn("user", f"{shown}\nWhat?") + told + turn("user", words),
+        "later": turn("user", "Hello") + told + turn("user", f"{shown}\n{words}"),
+        "bare": f"{shown} {words}",
+    }
+    return texts[layout] + ("" if layout == "bare" else "<|im_start|>assistant\n")
+
+
 def inputs_of(case: Case):
     """What the family's own processor makes of it; None where it, or the model without pruning, refuses."""
-    prompts = [([photo(n, size) for n, size in enumerate(sizes)], text) for sizes, text in case.rows]
+    family = FAMILIES[case.family]
+    texts = [prompt_of(family.image * len(sizes), words, layout) for sizes, words, layout in case.rows]
+    pictures = [[photo(n, size) for n, size in enumerate(sizes)] for sizes, _, _ in case.rows]
+    shown = pictures if family.nested else [picture for row in pictures for picture in row]
     try:
-        inputs = encode(FAMILIES[case.family], *prompts)
+        made = processor_of(family)(text=texts, images=shown, padding=True, return_tensors="pt") if any(pictures) else None
+        inputs = dict(processor_of(family)(text=texts, padding=True, return_tensors="pt") if made is None else made)
         with torch.no_grad():
-            model_of(FAMILIES[case.family], case.attention)(**inputs)
+            model_of(family, case.attention)(**inputs)
     except Exception:
         return None
     return inputs
@@ -88,8 +111,8 @@ def check(case: Case, patch: pytest.MonkeyPatch) -> None:
         except ValueError as error:
             assert "\n" not in str(error) and str(error).endswith("."), "one line, with a remedy"
             return
-    assert len(trace.images) == sum(len(sizes) for sizes, _ in case.rows)
-    last = method.stages(len(model.model.language_model.layers) if hasattr(model.model, "language_model") else 4)[-1]
+    assert len(trace.images) == sum(len(sizes) for sizes, _, _ in case.rows)
+    last = method.stages(len(adapter_for(model).layers))[-1]
     for image in trace.images:
         assert len(image.kept) == total_budget(last.keep_ratio, image.num_tokens)
     if not trace.images:

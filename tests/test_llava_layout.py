@@ -5,17 +5,17 @@ import functools
 import numpy as np
 import pytest
 import torch
-from families import FAMILIES, QUESTION, SMALL, TEXT, encode, model_of, photo, prune, pruner
+from families import FAMILIES, QUESTION, SMALL, encode, model_of, photo, prune, pruner
 from PIL import Image
 from transformers.image_processing_utils import select_best_resolution
 
 from ptp.adapters import adapter_for
-from ptp.bench.families import Scale
 from ptp.methods import METHODS
 from ptp.methods.region_saliency import REGIONS
 from ptp.report import figure
+from ptp.testing import Scale
 
-PUBLISHED = Scale(hidden=16, layers=2, heads=1, mlp=16, text=TEXT | dict(hidden_size=48, num_hidden_layers=1), real=True)
+PUBLISHED = Scale(hidden=16, layers=2, heads=1, mlp=16, text=SMALL.text | dict(num_hidden_layers=1), real=True)
 SCALES = {"small": SMALL, "published": PUBLISHED}
 LLAVAS = ("llava-next", "llava-onevision")
 SIZES = (

@@ -6,7 +6,7 @@ from typing import Any, Literal, Optional
 import pytest
 
 from ptp.cli.options import build_pruner
-from ptp.methods import METHODS, variants
+from ptp.methods import METHODS, parsing
 from ptp.methods.parsing import parse_variant, settings_of
 from ptp.pruner import Pruner
 
@@ -99,7 +99,7 @@ def test_only_what_can_be_written_is_a_setting():
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "every"])
 def test_every_setting_of_every_method_can_be_written(method):
     declared = METHODS[method].__dataclass_fields__
-    assert set(settings_of(method)) == set(declared) - set(variants.ELSEWHERE)
+    assert set(settings_of(method)) == set(declared) - set(parsing.ELSEWHERE)
     written = "".join(f":{name}={declared[name].default}" for name in settings_of(method))
     assert parse_variant(method + written).pruner(0.5) == METHODS[method](record_scores=False)
 

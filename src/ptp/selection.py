@@ -41,17 +41,17 @@ def averages(groups: Tensor, kept: Tensor) -> Tensor:
 
 
 def check_keep_ratio(keep_ratio: float) -> None:
-    """Raise ValueError unless `keep_ratio` is in (0, 1]; NaN is not."""
-    if not 0 < keep_ratio <= 1:
+    """Raise ValueError unless `keep_ratio` is a number in (0, 1]; NaN is not."""
+    if not isinstance(keep_ratio, int | float) or not 0 < keep_ratio <= 1:
         raise ValueError(
-            f"keep_ratio must be in (0, 1], got {keep_ratio}. It is the share of visual tokens kept; pass 0.2 to keep 20 %."
+            f"keep_ratio must be in (0, 1], got {keep_ratio!r}. It is the share of visual tokens kept; pass 0.2 to keep 20 %."
         )
 
 
 def check_share(name: str, value: float) -> None:
-    """Raise ValueError unless the setting `name`, a weight or a share, is in [0, 1]; NaN is not."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {value}. It is a weight or a share; pass 0.5 for half.")
+    """Raise ValueError unless the setting `name`, a weight or a share, is a number in [0, 1]; NaN is not."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {value!r}. It is a weight or a share; pass 0.5 for half.")
 
 
 def total_budget(keep_ratio: float, tokens: int) -> int:

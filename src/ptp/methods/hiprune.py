@@ -6,7 +6,7 @@ import torch
 
 from ..pruner import Stage
 from ..runtime import Picture, Reads, VisionRead
-from ..selection import Selection, even_budgets, keep_best, total_budget
+from ..selection import Selection, check_share, even_budgets, keep_best, total_budget
 from .layers import ReadsVisionLayer
 
 
@@ -35,10 +35,8 @@ class HiPrunePruner(ReadsVisionLayer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, usual in (("object_depth", "0.375 is layer 9 of 24"), ("object_share", "the authors take 0.1")):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {value!r}. It is a share; {usual}.")
+        check_share("object_depth", self.object_depth)
+        check_share("object_share", self.object_share)
 
     def reads(self, vision_depth: int) -> Reads:
         layer = max(1, round(self.object_depth * vision_depth)) - 1
@@ -46,7 +44,6 @@ class HiPrunePruner(ReadsVisionLayer):
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         objects, scores = picture.saliency, picture.vision[1].saliency
-        assert scores is not None
         total = total_budget(stage.keep_ratio, picture.tokens)
         rank = torch.zeros_like(objects, dtype=torch.long)
         rank[keep_best(objects, [picture.tokens], [round(self.object_share * total / 5)])] = 2

@@ -43,7 +43,6 @@ class PruMergePruner(ReadsVisionLayer):
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         scores, sizes, keys = picture.saliency, picture.sizes, picture.vision[0].keys
-        assert keys is not None, "reads() asks for them"
         keys = torch.nn.functional.normalize(keys, dim=1)
         budgets = even_budgets(sizes, total_budget(stage.keep_ratio, picture.tokens))
         spread = [round(self.spatial * budget) for budget in budgets]
@@ -54,7 +53,7 @@ class PruMergePruner(ReadsVisionLayer):
             rest = (~own).nonzero().flatten()
             own[rest[torch.arange(count, device=rest.device) * len(rest) // max(count, 1)]] = True
             itself = torch.eye(len(own), device=own.device)[own]
-            nearest = (key[own] @ key.T - 3 * itself).topk(min(self.neighbours, len(own) - 1), dim=1).indices
+            nearest = (key[own] @ key.T - 3 * itself).topk(min(self.neighbours, max(len(own) - 1, 0)), dim=1).indices
             rows.append(itself.scatter(1, nearest, (paid / paid.sum())[nearest]))
         shown = {"token": scores} if self.record_scores else {}
         return Selection(kept.nonzero().flatten(), budgets, shown, torch.block_diag(*rows))

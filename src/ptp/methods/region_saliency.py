@@ -18,7 +18,6 @@ def overview_attention(picture: Picture, signal: VisionSignal) -> Tensor:
     if signal.thumbnail is not None:
         boxes = torch.tensor([tile.box for tile in picture.layout.tiles[: picture.tiles]])
         return scoring.thumbnail_attention(signal.thumbnail, boxes)
-    assert signal.saliency is not None  # regions are asked of layers whose attention is read
     return scoring.region_weights(scoring.split(signal.saliency, picture.sizes).sum(dim=1), None)
 
 

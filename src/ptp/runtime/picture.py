@@ -37,17 +37,31 @@ class Vision:
 
 @dataclass(frozen=True)
 class VisionSignal:
-    """One vision layer's view of a picture: what a `VisionRead` asked for.
+    """One vision layer's view of a picture: what a `VisionRead` asked for, and nothing else.
 
     Attributes:
-        saliency: (N,) float32, attention of each patch pooled onto visual tokens; None where it was not asked for.
-        thumbnail: (P,) the same of the thumbnail's patches, a square in raster order; None without a thumbnail.
-        keys: (N, D) float32, the mean over heads, pooled onto visual tokens; None where they were not asked for.
+        thumbnail: (P,) attention of the thumbnail's patches, a square in raster order; None without a thumbnail.
     """
 
-    saliency: Tensor | None
+    read_saliency: Tensor | None
     thumbnail: Tensor | None = None
-    keys: Tensor | None = None
+    read_keys: Tensor | None = None
+
+    @property
+    def saliency(self) -> Tensor:
+        """(N,) float32, attention of each patch pooled onto visual tokens."""
+        if self.read_saliency is None:
+            raise ValueError(
+                'No saliency was asked for. Return VisionRead(layer, attention="either") from the method\'s `reads`.'
+            )
+        return self.read_saliency
+
+    @property
+    def keys(self) -> Tensor:
+        """(N, D) float32, the layer's keys: the mean over heads, pooled onto visual tokens."""
+        if self.read_keys is None:
+            raise ValueError("No encoder keys were asked for. Return VisionRead(layer, keys=True) from the method's `reads`.")
+        return self.read_keys
 
 
 class Readings(Protocol):
@@ -119,7 +133,7 @@ class Picture:
     @property
     def saliency(self) -> Tensor:
         """(N,) float32 saliency of each visual token in the first vision layer that the method reads."""
-        if not self.vision or self.vision[0].saliency is None:
+        if not self.vision:
             raise ValueError("No saliency was asked for. Return Reads(vision=(VisionRead(-1),)) from the method's `reads`.")
         return self.vision[0].saliency
 

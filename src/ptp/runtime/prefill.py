@@ -135,7 +135,7 @@ class Prefill:
         method = self.setup.method
         self.selections = [check_selection(method.select(p, stage), p, stage.keep_ratio, method) for p in pictures]
         self._count(stage.layer)
-        stays, slots = self.is_token.clone(), self.remaining.slots()
+        stays, slots, merged = self.is_token.clone(), self.remaining.slots(), hidden
         for span, selection, picture in zip(self.spans, self.selections, self.pictures, strict=True):
             places = span.positions.to(stays.device)
             kept = places[selection.kept.to(places.device)]
@@ -144,14 +144,14 @@ class Prefill:
             if selection.mix is not None:
                 sources = slots[span.row, places[picture.alive.to(places.device)]]
                 mix = selection.mix[:, picture.alive.to(selection.mix.device)]
-                hidden = merge(hidden, span.row, sources, slots[span.row, kept], mix)
+                merged = merge(merged, span.row, sources, slots[span.row, kept], mix)
         self.pictures = [replace(p, alive=s.kept) for p, s in zip(self.pictures, self.selections, strict=True)]
         left = self.remaining.leave(stays)
         if left is None:
-            return hidden  # the model runs exactly as it would alone
+            return hidden  # the model runs exactly as it would alone: nothing is merged either
         if self.cache is not None:
             compact_cache(self.cache, stage.layer, self.held.valid.shape[1], left)
-        return take(hidden, left, dim=1)
+        return take(merged, left, dim=1)
 
     def _count(self, layer: int) -> None:
         before = sum(span.layout.tokens for span in self.spans)

@@ -64,7 +64,7 @@ class Listener(Pruner):
         return Reads(tuple(map(VisionRead, self.layers)), TextProbe("instruction"))
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
-        saliency = tuple(signal.saliency.cpu() for signal in picture.vision if signal.saliency is not None)
+        saliency = tuple(signal.saliency.cpu() for signal in picture.vision)
         self.heard.append(Signals(picture.layout, saliency, picture.text_attention.cpu(), picture.embeddings))
         count = total_budget(stage.keep_ratio, picture.tokens)
         kept = torch.linspace(0, picture.tokens - 1, count).round().long()
