@@ -1,14 +1,16 @@
 """What cannot be pruned exactly is refused in one clear line, and nothing is left half done."""
 
 import copy
+import gc
 import io
 import math
 import pickle
+import weakref
 
 import families
 import pytest
 import torch
-from conftest import encode, picture, prompt, small_model, tokenizer
+from conftest import encode, footprint, picture, prompt, small_model, tokenizer
 from transformers import AutoModelForCausalLM, DynamicCache, Qwen2Config, StaticCache
 
 import ptp
@@ -252,14 +254,42 @@ def test_weights_are_saved_while_a_model_is_pruned(tmp_path):
         assert torch.equal(type(model).from_pretrained(tmp_path)(**inputs).logits, expected)
 
 
-def test_a_shallow_copy_counts_as_the_same_model():
+def test_a_shallow_copy_is_no_other_model():
+    """It shares what is pruned: it is refused while the model is pruned, and one made before counts as the same."""
+    model, inputs = model_and_inputs()
+    before = copy.copy(model)
+    with ptp.PyramidPruner()(model, tokenizer()):
+        for part in (model, model.model):
+            with pytest.raises(ValueError, match="being pruned cannot be copied"):
+                copy.copy(part)
+        with pytest.raises(ValueError, match="already being pruned"):
+            ptp.attach(before, ptp.PyramidPruner(), tokenizer())
+    with torch.no_grad():
+        assert torch.equal(copy.copy(model)(**inputs).logits, model(**inputs).logits)
+
+
+def test_a_failed_attach_leaves_nothing(monkeypatch):
     model, _ = model_and_inputs()
-    with (
-        ptp.PyramidPruner()(model, tokenizer()),
-        pytest.raises(ValueError, match="already being pruned"),
-        ptp.PyramidPruner()(copy.copy(model), tokenizer()),
-    ):
-        pass
+    before = footprint(model)
+
+    def missing(self):
+        raise AttributeError("no such module")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ptp.adapters.internvl.InternVLAdapter.vision_embeddings", missing)
+        with pytest.raises(AttributeError, match="no such module"):
+            ptp.attach(model, ptp.PyramidPruner(), tokenizer())
+    assert footprint(model) == before
+    ptp.attach(model, ptp.PyramidPruner(), tokenizer()).remove()
+
+
+def test_an_attached_model_can_be_freed():
+    model = small_model.__wrapped__()
+    gone = weakref.ref(model)
+    handle = ptp.attach(model, ptp.PyramidPruner(), tokenizer())
+    del model, handle
+    gc.collect()
+    assert gone() is None
 
 
 def test_continuous_batching_is_refused():

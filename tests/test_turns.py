@@ -194,3 +194,34 @@ def test_scores_in_a_later_turn_equal_the_loop(monkeypatch, family, layer):
     asked = [length + place for place in places_of(QUESTION, second["input_ids"][0])]
     relevance = torch.tensor([max(float(maps[i, place]) for i in asked) for place in image.positions])
     torch.testing.assert_close(image.scores["instruction"], relevance, atol=1e-4, rtol=0)
+
+
+def test_one_encoding_serves_several_questions(family):
+    """Rows of different length have the same picture in different places."""
+    model, method = model_of(family), pruner(alpha=0)
+    prompts = [([picture()], "Read it."), ([picture()], "What is on the red circle, and on the blue one?")]
+    both = encode(family, *prompts)
+    with torch.no_grad(), method(model, tokenizer()) as trace:
+        expected = model(**both)
+        kept = [(image.row, image.positions.tolist(), image.kept.tolist()) for image in trace.images]
+        alone = {name: value for name, value in encode(family, prompts[0]).items() if name not in MORE}
+        encoded = model.get_image_features(**alone, return_dict=True)
+        twice = lambda parts: torch.cat([parts, parts]) if isinstance(parts, torch.Tensor) else (*parts, *parts)  # noqa: E731
+        encoded.pooler_output = twice(encoded.pooler_output)
+        if getattr(encoded, "deepstack_features", None) is not None:
+            encoded.deepstack_features = [twice(level) for level in encoded.deepstack_features]
+        asked = {name: value for name, value in both.items() if not name.startswith("pixel") and name != "image_sizes"}
+        output = model(**asked, mm_encoder_outputs={"image": encoded})
+    assert [(image.row, image.positions.tolist(), image.kept.tolist()) for image in trace.images] == kept
+    torch.testing.assert_close(output.logits, expected.logits, atol=1e-4, rtol=0)
+
+
+def test_a_pruned_batch_goes_on_inside_the_context_only(family):
+    """Outside, nobody would know which slots are padding."""
+    model, batch = model_of(family), encode(family, ([picture()], "Read it."), ([picture(1), picture(2)], QUESTION))
+    with torch.no_grad(), pruner()(model, tokenizer()):
+        cache = model(**batch).past_key_values
+        model.generate(**batch, max_new_tokens=2)
+    step, mask = torch.tensor([[70], [71]]), torch.ones(2, batch["input_ids"].shape[1] + 1).long()
+    with torch.no_grad(), pytest.raises(ptp.UnsupportedCacheError, match="goes on only where the model is still pruned"):
+        model(input_ids=step, past_key_values=cache, attention_mask=mask)

@@ -1,5 +1,6 @@
 """`Pruner`: the settings of a method, and the context manager that applies it to a model."""
 
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +16,9 @@ from .errors import UnsupportedModelError
 from .runtime import Engine, Picture, Reads, Setup, TextProbe, Trace, VisionRead
 from .selection import Selection, check_keep_ratio
 
-_attached: "weakref.WeakKeyDictionary[Any, Engine]" = weakref.WeakKeyDictionary()
-"""Engines by the core they are on, which shallow copies of a model share."""
+_attached: "weakref.WeakSet[Any]" = weakref.WeakSet()
+"""The cores that are being pruned; shallow copies of a model share theirs."""
+_attaching = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -119,10 +121,9 @@ class Handle:
 
     def remove(self) -> None:
         """Stop pruning; the model is as it was. Calling it again does nothing."""
-        self._engine.detach()
-        core = self._core()
-        if core is not None and _attached.get(core) is self._engine:
-            del _attached[core]
+        if self._engine.handles:
+            self._engine.detach()
+            _attached.discard(self._core())
 
 
 def attach(
@@ -134,18 +135,19 @@ def attach(
     """Prune every prefill of `model` from now on, until `handle.remove()`. Arguments and errors as `Pruner.__call__`."""
     model = _without_peft(model)
     adapter = adapter_for(model, reader(model, processor))
-    if adapter.core in _attached:
-        raise ValueError("The model is already being pruned. Leave that context, or call remove() on its handle, first.")
     stages, reads = _checked_stages(pruner, adapter), _checked_reads(pruner, adapter)
     reads_instruction = reads.probe is not None and reads.probe.rows == "instruction"
     finder = InstructionFinder.of(model, processor, instruction) if reads_instruction else None
     engine = Engine(model, Setup(adapter, pruner, reads, finder, stages))
-    try:
-        engine.attach()
-    except BaseException:
-        engine.detach()
-        raise
-    _attached[adapter.core] = engine
+    with _attaching:
+        if adapter.core in _attached:
+            raise ValueError("The model is already being pruned. Leave that context, or call remove() on its handle, first.")
+        try:
+            engine.attach()
+            _attached.add(adapter.core)
+        except BaseException:
+            engine.detach()
+            raise
     return Handle(adapter.core, engine)
 
 
@@ -175,8 +177,9 @@ def _checked_stages(pruner: Pruner, adapter: Adapter) -> tuple[Stage, ...]:
             raise ValueError(f"{name}.stages must return Stages, got {stage!r}. Return (Stage(0, self.keep_ratio),).")
         check_keep_ratio(stage.keep_ratio)
         if not 0 <= stage.layer < layers:
+            setting = "prune_layer" if hasattr(pruner, "prune_layer") else f"{name}.stages: the layer"
             raise ValueError(
-                f"prune_layer must be in [0, {layers - 1}] (the model has {layers} layers), got {stage.layer}. "
+                f"{setting} must be in [0, {layers - 1}] (the model has {layers} layers), got {stage.layer}. "
                 "0 prunes before the first."
             )
         if stage.layer <= previous:

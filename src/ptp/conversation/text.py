@@ -62,7 +62,9 @@ class Spelling:
         if piece is None:
             before, length = self._before
             text = self._decode([*before, *ids])[length:]
-            piece = self._pieces[ids] = "".join(HALF if is_marker(character) else character for character in text)
+            piece = "".join(HALF if is_marker(character) else character for character in text)
+            if len(ids) == 1:  # of runs there is no end
+                self._pieces[ids] = piece
         return piece
 
     def of(self, text: str) -> str:

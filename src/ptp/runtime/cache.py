@@ -1,5 +1,6 @@
 """KV caches: which can be pruned, shortening them, and going on from a shortened one."""
 
+import threading
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,15 @@ class UnsupportedCacheError(UnsupportedModelError):
     """The KV cache cannot be pruned exactly, or not any more."""
 
 
+class GoingOn(threading.local):
+    """Whether the forward pass of this thread goes on from a pruned cache with the mask that `continue_from` makes."""
+
+    now: bool = False
+
+
+going_on = GoingOn()
+
+
 @dataclass(frozen=True)
 class Record:
     """What a pruned cache needs to know of its first slots. Behind them no token has left.
@@ -25,15 +35,17 @@ class Record:
         padded: Whether any does not.
         removed: Tokens of each row, padding among them, that were seen and are not held.
         places: (B, S') where each slot's token was in the unpruned sequence.
+        windowed: Whether the model has sliding windows.
     """
 
     valid: Tensor
     padded: bool
     removed: int
     places: Tensor
+    windowed: bool = False
 
     @classmethod
-    def of(cls, valid: Tensor, places: Tensor, seen: int) -> "Record":
+    def of(cls, valid: Tensor, places: Tensor, seen: int, windowed: bool = False) -> "Record":
         """The record of a cache that has seen `seen` tokens.
 
         Args:
@@ -42,7 +54,7 @@ class Record:
         slots = valid.shape[1]
         undisturbed = valid & (places == torch.arange(seen - slots, seen, device=places.device))
         last = slots - int(undisturbed.all(dim=0).flip(0).cumprod(0).sum())
-        return cls(valid[:, :last], not bool(valid.all()), seen - slots, places[:, :last])
+        return cls(valid[:, :last], not bool(valid.all()), seen - slots, places[:, :last], windowed)
 
     def rows(self, index: Tensor) -> "Record":
         """That of a cache whose rows are these."""
@@ -81,7 +93,16 @@ class PrunedLayer(DynamicLayer):
         return held + self.removed if held else 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """How many keys there are for `query_length` new tokens, and the number of the first."""
+        """How many keys there are for `query_length` new tokens, and the number of the first.
+
+        Raises:
+            UnsupportedCacheError: only the pruner knows which of them are padding or out of reach, and it is not there.
+        """
+        if self.record is not None and (self.record.padded or self.record.windowed) and not going_on.now:
+            raise UnsupportedCacheError(
+                "A pruned KV cache of a batch whose rows kept different numbers of tokens, or of a model with sliding windows, "
+                "goes on only where the model is still pruned. Call the model inside the pruner's context."
+            )
         return super().get_seq_length() + query_length, self.removed
 
     def crop(self, tokens_to_remove: int) -> None:

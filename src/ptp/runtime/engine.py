@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache, PreTrainedModel
 
+from .cache import going_on
 from .compiled import refuse_compiled, uncompiled
 from .deepstack import add_late_features
 from .hooks import Hook, Shadow
@@ -40,6 +41,7 @@ class Engine:
         core, language, handles = self.adapter.core, self.adapter.text.model, self.handles
         handles.append(Shadow(self.model, "init_continuous_batching", _refuse_continuous_batching))
         handles.append(Shadow(self.model, "generate", self._generating()))
+        handles.extend(Shadow(module, "__getstate__", Hook.refuse) for module in (self.model, core))
         handles.append(self.model.register_forward_pre_hook(Hook(self._enter_model), with_kwargs=True))
         handles.append(core.register_forward_pre_hook(Hook(self._enter_core), with_kwargs=True))
         handles.append(core.register_forward_hook(Hook(self._leave_core), always_call=True))
@@ -62,7 +64,7 @@ class Engine:
         self._forget()
 
     def _forget(self) -> None:
-        prefill, self.running.prefill = self.running.prefill, None
+        prefill, self.running.prefill, going_on.now = self.running.prefill, None, False
         if prefill is not None:
             prefill.contexts.close()
 
@@ -92,6 +94,7 @@ class Engine:
                 return generate(*args, **kwargs)
             finally:
                 self.running.guessing = before
+                self._forget()  # what Ctrl-C has left; inside `aside` there is nothing
 
         return generating
 
@@ -105,6 +108,7 @@ class Engine:
         elif not incoming.seen:
             self.trace.update(PrefillTrace())
         if incoming.record is not None:
+            going_on.now = True
             kwargs = kwargs | {"attention_mask": incoming.attention_mask(self.adapter, kwargs)}
         return args, kwargs
 
@@ -165,7 +169,7 @@ class Engine:
         prefill = self.running.prefill
         if prefill is not None:
             cache = getattr(output, "past_key_values", None)
-            self.trace.update(prefill.record(cache))
+            self.trace.update(prefill.trace(cache))
             prefill.finish(cache)
 
 

@@ -21,13 +21,14 @@ class Hook:
         return self._function(*args, **kwargs)
 
     def __deepcopy__(self, memo: Any) -> NoReturn:
-        self._refuse()
+        self.refuse()
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
-        self._refuse()
+        self.refuse()
 
     @staticmethod
-    def _refuse() -> NoReturn:
+    def refuse() -> NoReturn:
+        """Say that what carries a hook cannot be copied."""
         raise ValueError(
             "A model that is being pruned cannot be copied or pickled: the copy would run the original's encoder. Leave the "
             "pruner's context (or call remove() on its handle) first, and attach a pruner to the copy. state_dict() and "
@@ -39,11 +40,13 @@ class Shadow:
     """A method of one module object, replaced until `remove`."""
 
     def __init__(self, module: nn.Module, name: str, function: Callable[..., Any]) -> None:
-        self._module, self._name, self._before = module, name, vars(module).get(name)
-        setattr(module, name, Hook(function))
+        self._module, self._name, self._before, self._hook = module, name, vars(module).get(name), Hook(function)
+        setattr(module, name, self._hook)
 
     def remove(self) -> None:
-        """Put back what was there."""
+        """Put back what was there; what somebody else has put over it stays."""
+        if vars(self._module).get(self._name) is not self._hook:
+            return
         if self._before is None:
             delattr(self._module, self._name)
         else:

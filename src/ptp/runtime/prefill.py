@@ -1,7 +1,7 @@
 """One prefill, from its prompt to the cache it leaves behind. Each call of the model has its own.
 
 Its life: `begin` (what came in, which text scores), `see` (what was encoded), `prune` at each stage (what stays), `mask` and
-`remaining.shorten` (what the layers are handed), `finish` (what the cache remembers), `record` (what the trace says).
+`remaining.shorten` (what the layers are handed), `finish` (what the cache remembers), `trace` (what is told of it).
 """
 
 import contextlib
@@ -189,10 +189,11 @@ class Prefill:
         if cache is not None and self.remaining.shorter:
             valid = torch.cat([self.held.valid, self.remaining.valid], dim=1)
             places = torch.cat([self.held.places, self.held.seen + self.remaining.places], dim=1)
-            finish_cache(cache, Record.of(valid, places, self.held.seen + self.input_ids.shape[1]))
+            windowed = self.setup.adapter.text.window is not None
+            finish_cache(cache, Record.of(valid, places, self.held.seen + self.input_ids.shape[1], windowed))
 
-    def record(self, cache: Cache | None) -> PrefillTrace:
-        """What happened."""
+    def trace(self, cache: Cache | None) -> PrefillTrace:
+        """What happened, for whoever asks."""
         images = []
         for span, selection in zip(self.spans, self.selections, strict=True):
             scores = {name: score.detach().float().cpu() for name, score in selection.scores.items()}

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .cache import going_on
 from .prefill import Prefill
 
 
@@ -27,8 +28,8 @@ class Running(threading.local):
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
         """A context in which other calls of the model may begin and end; after it the prefill goes on."""
-        prefill, self.prefill = self.prefill, None
+        prefill, continues, self.prefill = self.prefill, going_on.now, None
         try:
             yield
         finally:
-            self.prefill = prefill
+            self.prefill, going_on.now = prefill, continues

@@ -1,6 +1,6 @@
 """Reading the language model while it prefills: what the text tokens pay attention to, and what the pictures have become."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -20,7 +20,7 @@ from .reads import TextProbe
 
 
 @dataclass
-class Stage:
+class AtStage:
     """A prefill at the input of the layer where tokens are about to leave; what the probe sees is worked out when asked for.
 
     Attributes:
@@ -56,30 +56,31 @@ class Stage:
         """
         if chosen is None:
             if None not in self._attention:
-                self._attention[None] = self._score(self.prefill.asked_valid)
+                self._attention[None] = self._score(self.prefill.asked_valid, slice(None))
             return self._attention[None][row]
         valid = torch.zeros_like(self.prefill.asked_valid)
         valid[row, self.prefill.asked_valid[row]] = chosen.to(valid.device)
-        return self._score(valid)[row]
+        return self._score(valid, slice(row, row + 1))[0]
 
-    def _score(self, valid: Tensor) -> Tensor:
-        """(B, S) attention from the True ones of the probed text tokens (B, R); softmax over all that was seen."""
+    def _score(self, valid: Tensor, rows: slice) -> Tensor:
+        """Attention (.., S) in some batch rows, from the True ones of the probed text tokens (B, R); softmax over all seen."""
         assert self.probe is not None
         prefill, text, source = self.prefill, self.adapter.text, self.source
         held, remaining = prefill.held, prefill.remaining
         queries, keys, weights = self._compared
         cached = keys.shape[2] - remaining.places.shape[1]
-        seen = torch.cat([held.valid[:, :cached], remaining.valid], dim=1)
+        visible = torch.cat([held.valid[:, :cached], remaining.valid], dim=1)
         reach, window = None, text.reach(source)
         if window is not None:  # counted in the unpruned sequence
             places = torch.cat([held.places[:, :cached], held.seen + remaining.places], dim=1)
-            reach = held.seen + prefill.asked_places[:, :, None] - places[:, None] < window
-        rows = prefill.asked_slots() + cached
+            reach = (held.seen + prefill.asked_places[:, :, None] - places[:, None] < window)[rows]
+        slots, scale = prefill.asked_slots() + cached, text.scale(source)
+        weights = None if weights is None else weights[rows]
         scores = scoring.instruction_relevance(
-            queries, keys, rows, valid, seen, text.scale(source), self.probe.reduce, reach, weights
+            queries[rows], keys[rows], slots[rows], valid[rows], visible[rows], scale, self.probe.reduce, reach, weights
         )[:, cached:]
-        unpruned = scores.new_zeros(prefill.input_ids.shape)
-        return unpruned.scatter_add_(1, remaining.places, scores * remaining.valid)
+        unpruned = scores.new_zeros(len(scores), prefill.input_ids.shape[1])
+        return unpruned.scatter_add_(1, remaining.places[rows], scores * remaining.valid[rows])
 
     @cached_property
     def _compared(self) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -112,7 +113,7 @@ class Stage:
 class PictureReadings:
     """What a method may read of one picture at a stage (`picture.Readings`)."""
 
-    stage: Stage
+    stage: AtStage
     span: Span
     alive: Tensor
 
@@ -152,16 +153,14 @@ class TextReader:
     def __init__(self, adapter: Adapter, probe: TextProbe | None) -> None:
         self.adapter, self.probe = adapter, probe
 
-    def attach(self, layers: Sequence[int], running: Callable[[], Prefill | None]) -> list[RemovableHandle]:
-        """Put the hooks on the layers below those of the stages; `running` tells which prefill is on its way."""
-        handles: list[RemovableHandle] = []
+    def attach(self, layers: Sequence[int], running: Callable[[], Prefill | None]) -> Iterator[RemovableHandle]:
+        """Put the hooks on the layers below those of the stages, one by one; `running` tells which prefill is on its way."""
         if self.probe is None:
-            return handles
+            return
         for below in {source for layer in layers if (source := self.probe.source(layer)) != layer}:
             for part in self.probe.parts:
                 module = self.adapter.text.projection(below, part)
-                handles.append(module.register_forward_hook(Hook(self._capture(part, running))))
-        return handles
+                yield module.register_forward_hook(Hook(self._capture(part, running)))
 
     def _capture(self, part: Part, running: Callable[[], Prefill | None]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -173,7 +172,7 @@ class TextReader:
     def readable(
         self, prefill: Prefill, layer: int, hidden: Tensor, embeddings: tuple[Tensor, Tensor], positions: Any
     ) -> list[Picture]:
-        """The pictures of a prompt at a stage, with what a method may read there (arguments as `Stage`'s)."""
-        stage = Stage(self.adapter, self.probe, prefill, layer, hidden, embeddings, positions)
+        """The pictures of a prompt at a stage, with what a method may read there (arguments as `AtStage`'s)."""
+        stage = AtStage(self.adapter, self.probe, prefill, layer, hidden, embeddings, positions)
         found = zip(prefill.spans, prefill.pictures, strict=True)
         return [replace(picture, readings=PictureReadings(stage, span, picture.alive)) for span, picture in found]

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -107,20 +107,19 @@ class VisionReader:
         self._keys = {read.layer for read in self.reads if read.keys}
         self._layers = {layer for layer, _ in self._attention} | self._keys
 
-    def attach(self) -> list[RemovableHandle | Shadow]:
-        """Put the hooks on the encoder, and listen to the methods that run it."""
+    def attach(self) -> Iterator[RemovableHandle | Shadow]:
+        """Put the hooks on the encoder, one by one, and listen to the methods that run it."""
         adapter = self.adapter
-        handles: list[RemovableHandle | Shadow] = [
-            adapter.vision.register_forward_pre_hook(Hook(self._enter), with_kwargs=True)
-        ]
+        yield adapter.vision.register_forward_pre_hook(Hook(self._enter), with_kwargs=True)
         for layer in self._layers:
             where = adapter.vision_attention(layer)
-            handles.append(where.query.register_forward_hook(self._capture((layer, "query"))))
+            yield where.query.register_forward_hook(self._capture((layer, "query")))
             if where.key is not where.query:
-                handles.append(where.key.register_forward_hook(self._capture((layer, "key"))))
+                yield where.key.register_forward_hook(self._capture((layer, "key")))
         if self._layers:
-            handles.append(adapter.vision_embeddings().register_forward_hook(self._capture("embeddings")))
-        return [*handles, *(Shadow(adapter.core, kind.method, self._listening(kind)) for kind in adapter.modalities)]
+            yield adapter.vision_embeddings().register_forward_hook(self._capture("embeddings"))
+        for kind in adapter.modalities:
+            yield Shadow(adapter.core, kind.method, self._listening(kind))
 
     def _listening(self, modality: Modality) -> Callable[..., Any]:
         """The method that encodes, listened to: only its arguments tell the pictures' sizes, and `generate` drops them."""
@@ -177,7 +176,8 @@ class VisionReader:
     def pictures(self, prefill: Prefill) -> list[tuple[Span, Picture]]:
         """The pictures of a prompt, batch row by batch row, in prompt order.
 
-        Beams and num_return_sequences repeat each row after its pictures were encoded; the copies share their pictures.
+        Beams and num_return_sequences repeat each row after its pictures were encoded, and so may a caller who asks several
+        questions about pictures encoded once; the copies share their pictures.
 
         Raises:
             ValueError: an encoder output carries no signals of what is read, or does not fit the prompt.
@@ -209,10 +209,12 @@ class VisionReader:
                 f"The prompt has {count} image tokens but pictures of {vision.tokens} visual tokens were encoded. "
                 "Pass the pixel values and the token ids that the processor made together."
             )
-        originals = self.adapter.locate(input_ids[::copies].cpu(), tokens[::copies].cpu(), vision.about, vision.pixels)
-        pictures = [picture_of(self.adapter, span, vision, self.reads) for span in originals]
-        return [
-            (replace(span, row=copies * span.row + copy), picture)
-            for span, picture in zip(originals, pictures, strict=True)
-            for copy in range(copies)
-        ]
+        ids, tokens, found = input_ids.cpu(), tokens.cpu(), list[tuple[Span, Picture]]()
+        alike = torch.equal(ids, ids[::copies].repeat_interleave(copies, dim=0))
+        spans, pictures = list[Span](), list[Picture]()
+        for copy in range(copies):
+            if not alike or not spans:  # rows that ask differently have their pictures in different places
+                spans = self.adapter.locate(ids[copy::copies], tokens[copy::copies], vision.about, vision.pixels)
+                pictures = pictures or [picture_of(self.adapter, span, vision, self.reads) for span in spans]
+            found += [(replace(span, row=copies * span.row + copy), p) for span, p in zip(spans, pictures, strict=True)]
+        return found
