@@ -23,7 +23,7 @@ def watch(monkeypatch, method) -> dict[int, list[Selection]]:
     return seen
 
 
-def assert_dropping_equals_masking(monkeypatch, model, inputs, method):
+def assert_dropping_equals_masking(monkeypatch, model, inputs, method, atol=1e-4):
     """Logits of the kept tokens are those of the whole sequence that cannot see the dropped ones. Returns the trace."""
     with monkeypatch.context() as patch:
         selections = watch(patch, method)
@@ -33,5 +33,5 @@ def assert_dropping_equals_masking(monkeypatch, model, inputs, method):
     assert 0 < last.sum() == trace.visual_tokens[0] - trace.visual_tokens[1]
     with torch.no_grad(), blinded(model, inputs["attention_mask"].bool(), (gone, None)), merged(model, trace, selections):
         expected = model(**inputs).logits
-    torch.testing.assert_close(output.logits, expected[~last][None], atol=1e-4, rtol=0)
+    torch.testing.assert_close(output.logits, expected[~last][None], atol=atol, rtol=0)
     return trace

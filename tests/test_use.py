@@ -116,7 +116,8 @@ def test_a_checkpoint_loaded_in_four_bits_is_pruned_exactly(monkeypatch, tmp_pat
     model = type(whole).from_pretrained(tmp_path, quantization_config=four, dtype=torch.float32, device_map="cpu")
     assert any(isinstance(module, bitsandbytes.nn.Linear4bit) for module in adapter_for(model).vision.modules())
     inputs = encode(family, ([picture()], QUESTION))
-    assert_dropping_equals_masking(monkeypatch, model, inputs, pruner(prune_layer=layer))
+    # Its CPU kernel rounds to bfloat16: where float32 differs by 1e-6, a number may be rounded the other way.
+    assert_dropping_equals_masking(monkeypatch, model, inputs, pruner(prune_layer=layer), atol=1e-2)
 
 
 @pytest.fixture
