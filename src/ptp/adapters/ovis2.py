@@ -25,7 +25,7 @@ class Ovis2Adapter(Adapter):
 
     family = "Ovis2"
     model_types = ("ovis2",)
-    regions = "tiles"
+    regions = "tiles and thumbnail"
     saliency = "received"
     has_cls = False
 
