@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 import ptp
 from ptp.adapters import adapter_for
+from ptp.testing import token_id
 
 MORE = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 """Inputs with an entry per token."""
@@ -70,7 +71,10 @@ def test_what_is_behind_the_picture_can_be_cropped_off_the_cache(family, layer, 
         again = ask(model, first, copy.deepcopy(cache), **second)
         torch.testing.assert_close(again, expected, atol=1e-4, rtol=0)
         if layer == 0:  # later, the words of the prompt have seen tokens that are gone
-            last = int(adapter_for(model).visual_tokens(first["input_ids"]).nonzero()[:, 1].max())
+            shown = adapter_for(model).visual_tokens(first["input_ids"])
+            if family.name == "ovis2":  # transformers gives its markers their embeddings only beside pixels
+                shown = torch.isin(first["input_ids"], torch.tensor([token_id(marker) for marker in family.markers]))
+            last = int(shown.nonzero()[:, 1].max())
             behind = first["input_ids"][:, last + 1 :]
             cache.crop(-behind.shape[1])
             ask(model, first, cache, input_ids=behind, attention_mask=first["attention_mask"])

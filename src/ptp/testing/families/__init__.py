@@ -6,9 +6,10 @@ from .idefics import IDEFICS3, SMOLVLM
 from .internvl import INTERNVL
 from .llava_next import LLAVA_NEXT
 from .llava_onevision import LLAVA_ONEVISION
+from .ovis2 import OVIS2
 from .qwen_vl import QWEN2_5_VL, QWEN3_VL
 
-for family in (INTERNVL, LLAVA_NEXT, LLAVA_ONEVISION, SMOLVLM, IDEFICS3, QWEN2_5_VL, QWEN3_VL, GEMMA3):
+for family in (INTERNVL, LLAVA_NEXT, LLAVA_ONEVISION, SMOLVLM, IDEFICS3, QWEN2_5_VL, QWEN3_VL, GEMMA3, OVIS2):
     register_family(family)
 
 __all__ = ["FAMILIES", "Family", "Scale", "register_family", "token_id", "tokenizer"]
