@@ -51,8 +51,9 @@ def refuse_compiled(*modules: Any) -> None:
 
 
 def _is_compiled(module: Any) -> bool:
+    own = vars(module)  # looked up here: asked at every step, and a module takes long to say that it lacks an attribute
     return (
-        hasattr(module, "_orig_mod")
-        or getattr(module, "_compiled_call_impl", None) is not None
-        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+        "_orig_mod" in own.get("_modules", ())
+        or own.get("_compiled_call_impl") is not None
+        or hasattr(own.get("forward"), "_torchdynamo_orig_callable")
     )

@@ -71,7 +71,7 @@ class Engine:
     # -- the prompt ----------------------------------------------------------------------------------------------
 
     def _enter_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        refuse_compiled(self.model, self.adapter.core)
+        refuse_compiled(self.model)
         if kwargs.get("labels") is not None:
             raise ValueError(
                 "labels cannot be used while visual tokens are pruned: logits exist for kept tokens only. Detach first."
@@ -100,7 +100,7 @@ class Engine:
 
     def _enter_core(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._forget()  # a call that was interrupted by Ctrl-C has left its prefill
-        refuse_compiled(self.model, self.adapter.core)
+        refuse_compiled(self.adapter.core)
         incoming = Incoming.of(args, kwargs)
         if incoming.shows_pictures(self.adapter, self.running.guessing):
             self.running.prefill = Prefill.begin(self.setup, incoming)
