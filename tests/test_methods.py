@@ -9,6 +9,7 @@ from conftest import embeddings, encode, picture, prompt, small_model, tokenizer
 
 from ptp.greedy import keep_determinantal, keep_diverse
 from ptp.methods import METHODS
+from test_rivals_text import RULES as TEXT_RULES
 
 GRID = (3, 2)
 TILES, SIDE, SIZE = 7, 4, 16
@@ -234,38 +235,6 @@ def dart():
     return kept
 
 
-def fastv():
-    first, last, _ = places()
-    return best(run({})[1][1][last, first : first + 112], range(112), TOTAL)
-
-
-def staged(layers, score):
-    alive, drops = list(range(112)), {}
-    for number, layer in enumerate(layers):
-        states, maps = run(drops)
-        kept = best(score(states[layer], maps[layer - 1], alive), alive, round(KEEP ** ((number + 1) / len(layers)) * 112))
-        drops = {**drops, layer: [j for j in alive if j not in kept]}
-        alive = sorted(kept)
-    return alive
-
-
-def pyramiddrop():
-    first, last, _ = places()
-    return staged([1, 2, 3], lambda states, attention, alive: attention[last, first : first + 112])
-
-
-def sparsevlm():
-    first, _, text = places()
-
-    def score(states, attention, alive):
-        likeness = (states[[first + j for j in alive]] @ states[text].T).softmax(dim=1).mean(dim=0)
-        raters = [i for i, value in zip(text, likeness, strict=True) if value >= likeness.mean()]
-        assert 0 < len(raters) < len(text)
-        return attention[raters, first : first + 112].mean(dim=0)
-
-    return staged([1, 2], score)
-
-
 def cdpruner():
     states, text = run({})[0][0], places()[2]
     features = torch.nn.functional.normalize(visual(states), dim=1)
@@ -277,13 +246,6 @@ def cdpruner():
         gains = {j: float(torch.det(kernel[[*kept, j]][:, [*kept, j]])) for j in range(112) if j not in kept}
         kept.append(max(gains, key=lambda j: (gains[j], -j)))
     return kept
-
-
-def deft():
-    first, _, text = places()
-    alive = sorted(by_tile(flat(vision(-1)[1]), shares([1.0] * TILES, SIZE, round(1.5 * KEEP * 112))))
-    _, maps = run({0: [j for j in range(112) if j not in alive]})
-    return best(maps[1][text, first : first + 112].amax(dim=0), alive, TOTAL)
 
 
 def prumerge(spatial: float = 0.0):
@@ -299,8 +261,8 @@ def prumerge(spatial: float = 0.0):
 RULES = {
     rule.__name__: rule
     for rule in (
-        uniform_grid, visionzip, fastervlm, vispruner, hired, hiprune, globalcom2, divprune, dart, fastv, pyramiddrop,
-        sparsevlm, cdpruner, deft, prumerge,
+        uniform_grid, visionzip, fastervlm, vispruner, hired, hiprune, globalcom2, divprune, dart, cdpruner,
+        prumerge,
     )
 }  # fmt: skip
 
@@ -311,7 +273,8 @@ def expected(name: str) -> list[int]:
 
 
 def test_every_method_has_a_loop():
-    assert set(METHODS) == set(RULES) | {"pyramid", "random"}, "these two are in test_oracles and test_evaluation"
+    elsewhere = {"pyramid", "random"}  # test_oracles, test_evaluation
+    assert set(METHODS) == set(RULES) | set(TEXT_RULES) | elsewhere
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -161,6 +161,26 @@ def test_every_family_hands_out_keys_for_its_tokens(name):
     assert len(keys.unique(dim=0)) > 0.8 * len(keys), "tokens differ"
 
 
+def test_what_the_language_model_was_given_is_read_at_a_later_layer():
+    model, inputs = small_model(), encode(prompt(picture(5, GRID)))
+    with torch.no_grad():
+        states = embeddings(model, inputs)[0]
+    image = inputs["input_ids"][0] == model.config.image_token_id
+    reads = Reads(probe=TextProbe("all"), inputs=True)
+    ((visual, text),) = given(model, inputs, reads, lambda p: (p.inputs, p.text_inputs))
+    torch.testing.assert_close(visual, states[image])
+    torch.testing.assert_close(text, states[~image])
+
+
+@pytest.mark.parametrize(("name", "layer"), [("internvl", -1), ("qwen2.5-vl", -2)])
+def test_another_layer_is_read_where_there_is_no_cls(name, layer):
+    family = FAMILIES[name]
+    model, inputs = model_of(family), encode_family(family, ([photo()], "What is it?"))
+    reads = Reads(vision=(VisionRead(-1, layer_without_cls=-2), VisionRead(layer)))
+    ((found, expected),) = given(model, inputs, reads, lambda p: [signal.saliency for signal in p.vision])
+    assert torch.equal(found, expected)
+
+
 def test_what_was_not_asked_for_is_refused():
     model, inputs = small_model(), encode(prompt(picture(5, GRID)))
     with pytest.raises(ValueError, match=r"No saliency was asked for. Return Reads\(vision"):
@@ -168,6 +188,8 @@ def test_what_was_not_asked_for_is_refused():
     for look in (lambda p: p.text_attention, lambda p: p.text_states):
         with pytest.raises(ValueError, match=r"No text was asked for. Return Reads\(probe"):
             given(model, inputs, Reads(), look)
+    with pytest.raises(ValueError, match=r"No inputs were asked for. Return Reads\(inputs=True\)"):
+        given(model, inputs, Reads(), lambda p: p.inputs)
     seen = []
     given(model, inputs, Reads(), seen.append)
     with torch.no_grad():

@@ -79,6 +79,14 @@ class Readings(Protocol):
         """(R, D) hidden states of the probe's text tokens, at the input of the stage's layer."""
         ...
 
+    def inputs(self) -> Tensor:
+        """(N, D) of all visual tokens, at the input of the first layer."""
+        ...
+
+    def text_inputs(self) -> Tensor:
+        """(R, D) of the probe's text tokens, at the input of the first layer."""
+        ...
+
     def text_attention(self, rows: Tensor | None) -> Tensor:
         """(N,) attention from the probe's text tokens, or from the True ones of `rows` (R,); zero for tokens that left."""
         ...
@@ -151,6 +159,16 @@ class Picture:
     def text_states(self) -> Tensor:
         """(R, D) float32 hidden states of the probe's text tokens, at the input of the stage's layer."""
         return self._readings.text_states().float()
+
+    @property
+    def inputs(self) -> Tensor:
+        """(N, D) float32 of all its visual tokens, at the input of the language model's first layer."""
+        return self._readings.inputs().float()
+
+    @property
+    def text_inputs(self) -> Tensor:
+        """(R, D) float32 of the probe's text tokens, at the input of the language model's first layer."""
+        return self._readings.text_inputs().float()
 
     @property
     def text_attention(self) -> Tensor:

@@ -35,6 +35,7 @@ class StageLike(Protocol):
     def layer(self) -> int: ...
     @property
     def keep_ratio(self) -> float: ...
+    def budget(self, tokens: int) -> int: ...
 
 
 class Method(Protocol):
@@ -74,6 +75,7 @@ class Prefill:
         remaining: Which of the new tokens are left.
         spans, pictures: Where the pictures are, and what may be read of them.
         captured: Outputs of projections in the layer below the next stage.
+        inputs: (B, S, D) what the first layer was given, where it is read later.
         late: Mask (B, S) and features of DeepStack, which the runtime adds in the model's place.
         selections: Of the newest stage. layer_tokens: Visual tokens that each layer works on.
         contexts: What ends with the prefill.
@@ -93,6 +95,7 @@ class Prefill:
     spans: list[Span] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     captured: dict[Part, Tensor] = field(default_factory=dict)
+    inputs: Tensor | None = None
     late: tuple[Tensor, Sequence[Tensor]] | None = None
     selections: list[Selection] = field(default_factory=list)
     layer_tokens: tuple[int, ...] = ()
@@ -133,7 +136,7 @@ class Prefill:
             (B, S'', D) of those that stay.
         """
         method = self.setup.method
-        self.selections = [check_selection(method.select(p, stage), p, stage.keep_ratio, method) for p in pictures]
+        self.selections = [check_selection(method.select(p, stage), p, stage.budget(p.tokens), method) for p in pictures]
         self._count(stage.layer)
         stays, slots, merged = self.is_token.clone(), self.remaining.slots(), hidden
         for span, selection, picture in zip(self.spans, self.selections, self.pictures, strict=True):

@@ -15,11 +15,13 @@ class VisionRead:
         attention: "cls": what [CLS] pays each patch; "received": what a patch receives from the patches of its tile, on
             average; "either": the first where the encoder has [CLS], the second where it has none; None: not read.
         keys: Whether the layer's keys are read, too.
+        layer_without_cls: The layer where the encoder has no [CLS], if another than `layer`; None is `layer`.
     """
 
     layer: int = -1
     attention: AttentionKind | None = "either"
     keys: bool = False
+    layer_without_cls: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ class Reads:
     Attributes:
         vision: Layers of the encoder; `picture.vision` has them in this order.
         probe: What `picture.text_attention` and `picture.text_states` are of; None reads no text.
+        inputs: Whether what the language model was given is read at later stages, too: `picture.inputs`, `picture.text_inputs`.
     """
 
     vision: tuple[VisionRead, ...] = ()
     probe: TextProbe | None = None
+    inputs: bool = False

@@ -137,6 +137,22 @@ class PictureReadings:
         self._need_probe()
         return self.stage.hidden[row, self.stage.slots[row, prefill.asked_places[row, prefill.asked_valid[row]]]]
 
+    def inputs(self) -> Tensor:
+        """(N, D) of all its visual tokens, at the input of the first layer."""
+        return self._first()[self.span.row, self.span.positions.to(self.stage.hidden.device)]
+
+    def text_inputs(self) -> Tensor:
+        """(R, D) of the probed text tokens, at the input of the first layer."""
+        row, prefill = self.span.row, self.stage.prefill
+        self._need_probe()
+        return self._first()[row, prefill.asked_places[row, prefill.asked_valid[row]]]
+
+    def _first(self) -> Tensor:
+        """(B, S, D) what the first layer was given."""
+        if self.stage.prefill.inputs is None:
+            raise ValueError("No inputs were asked for. Return Reads(inputs=True) from the method's `reads`.")
+        return self.stage.prefill.inputs
+
     def text_attention(self, rows: Tensor | None) -> Tensor:
         """(N,) attention from the probed text tokens, or from some of them; zero for tokens that left."""
         self._need_probe()

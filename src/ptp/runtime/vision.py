@@ -37,8 +37,10 @@ def resolve(adapter: Adapter, reads: Sequence[VisionRead]) -> tuple[VisionRead, 
             'a method that reads "either".'
         )
     kinds = [own if read.attention == "either" else read.attention for read in reads]
+    layers = [read.layer if adapter.has_cls or read.layer_without_cls is None else read.layer_without_cls for read in reads]
     return tuple(
-        replace(read, layer=read.layer % adapter.vision_depth, attention=kind) for read, kind in zip(reads, kinds, strict=True)
+        replace(read, layer=layer % adapter.vision_depth, attention=kind, layer_without_cls=None)
+        for read, layer, kind in zip(reads, layers, kinds, strict=True)
     )
 
 
