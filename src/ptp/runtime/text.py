@@ -63,9 +63,20 @@ class AtStage:
         return self._score(valid, slice(row, row + 1))[0]
 
     def keys(self, row: int, slots: Tensor) -> Tensor:
-        """(n, heads * width) the keys that the probe compares, of the tokens in some slots (n,) of a batch row."""
-        keys = self._compared[1]
-        return keys[row, :, keys.shape[2] - self.prefill.remaining.places.shape[1] + slots].transpose(0, 1).flatten(1)
+        """(n, heads * width) the keys that the probe compares, of the tokens in some slots (n,) of a batch row.
+
+        Rotary positions are counted from the row's first token, so that padding changes no key.
+        """
+        assert self.probe is not None
+        keys, remaining, text = self._compared[1], self.prefill.remaining, self.adapter.text
+        keys = keys[row : row + 1, :, keys.shape[2] - remaining.places.shape[1] + slots]
+        if self.probe.rotary:
+            first = remaining.valid[row].int().argmax()
+            turns = text.positions(self.source, self.embeddings, self.hidden, self.positions)
+            cos, sin = (part[min(row, len(part) - 1), first][None, None] for part in turns)
+            length = (cos.square() + sin.square()).sqrt()  # models that see far scale both
+            keys = text.rotate(keys, cos / length, -sin / length)
+        return keys[0].transpose(0, 1).flatten(1)
 
     def _score(self, valid: Tensor, rows: slice) -> Tensor:
         """Attention (.., S) in some batch rows, from the True ones of the probed text tokens (B, R); softmax over all seen."""
