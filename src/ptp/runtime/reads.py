@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-AttentionKind = Literal["either", "cls", "received"]
+AttentionKind = Literal["either", "cls", "received", "logits"]
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,8 @@ class VisionRead:
     Attributes:
         layer: Counted from 0; negative counts from the last that feeds the language model.
         attention: "cls": what [CLS] pays each patch; "received": what a patch receives from the patches of its tile, on
-            average; "either": the first where the encoder has [CLS], the second where it has none; None: not read.
+            average; "either": the first where the encoder has [CLS], the second where it has none; "logits": the same before
+            softmax, of either sign; None: not read. All are means over heads.
         keys: Whether the layer's keys are read, too.
         layer_without_cls: The layer where the encoder has no [CLS], if another than `layer`; None is `layer`.
     """

@@ -50,16 +50,17 @@ def read_attention(
     """What a vision layer looks at, (P,) per unit, from what the modules of `vision_attention` put out.
 
     Args:
-        kind: "cls" or "received".
+        kind: "cls", "received" or "logits".
     """
     scale, skip = adapter.vision_attention(layer).scale, int(adapter.has_cls)
     rows: list[Tensor] = []
     for q, k in adapter.heads(layer, queries, keys, about):
-        found = (
-            scoring.cls_attention(q, k, scale)
-            if kind == "cls"
-            else scoring.received_attention(q[:, :, skip:], k[:, :, skip:], scale)
-        )
+        if kind == "cls":
+            found = scoring.cls_attention(q, k, scale)
+        elif kind == "logits":
+            found = scoring.attention_logits(q[:, :, :1] if skip else q, k[:, :, skip:], scale)
+        else:
+            found = scoring.received_attention(q[:, :, skip:], k[:, :, skip:], scale)
         rows += found.unbind()
     return adapter.by_unit(layer, rows, about)
 
