@@ -67,11 +67,16 @@ class Remaining:
         return slots
 
     def shorten(self, argument: Any) -> Any:
-        """A layer's (B or 1, S, ...) argument, or a tuple of such, at the tokens that are left."""
+        """A layer's (B or 1, S, ...) argument, or a tuple of such, at the tokens that are left.
+
+        Positions counted along several axes come as (axes, B or 1, S) integers.
+        """
         if argument is None or not self.shorter:
             return argument
         if isinstance(argument, tuple):
             return tuple(map(self.shorten, argument))
+        if argument.dim() == 3 and not argument.is_floating_point():
+            return self.once(argument, lambda: torch.stack([take(axis, self.places, dim=1) for axis in argument]))
         return self.once(argument, lambda: take(argument, self.places, dim=1))
 
     def shorten_mask(self, mask: Tensor, held: int) -> Tensor:
