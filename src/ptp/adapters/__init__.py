@@ -11,6 +11,7 @@ from .glm4v import Glm4vAdapter
 from .internvl import InternVLAdapter
 from .llava import LlavaAdapter
 from .ovis2 import Ovis2Adapter
+from .paddleocr_vl import PaddleOCRVLAdapter
 from .qwen_vl import QwenVLAdapter
 from .smolvlm import SmolVLMAdapter
 
@@ -22,6 +23,7 @@ ADAPTERS: list[type[Adapter]] = [
     Gemma3Adapter,
     Ovis2Adapter,
     Glm4vAdapter,
+    PaddleOCRVLAdapter,
 ]
 """Families, in the order they are listed."""
 

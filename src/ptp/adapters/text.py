@@ -12,7 +12,7 @@ Part = Literal["q", "k", "v"]
 TEXT_MODELS = (
     "qwen2", "qwen3", "qwen3_moe", "llama", "mistral", "phi3", "gemma3_text", "qwen2_5_vl_text", "qwen3_vl_text",
     "qwen3_vl_moe_text",
-    "glm4v_text", "glm4v_moe_text",
+    "glm4v_text", "glm4v_moe_text", "paddleocr_vl_text",
 )  # fmt: skip
 """Text models whose attention is q_proj / k_proj (/ q_norm / k_norm per head), or one qkv_proj, with rotary positions."""
 UNTYPED = ("mistral", "phi3")
