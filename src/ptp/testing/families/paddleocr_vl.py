@@ -40,5 +40,5 @@ PADDLEOCR_VL = Family(
     PaddleOCRVLForConditionalGeneration,
     config,
     processor,
-    markers=("<|IMAGE_START|>", PLACEHOLDER, "<|IMAGE_END|>"),
+    markers=("<|IMAGE_START|>", PLACEHOLDER, "<|IMAGE_END|>", "<|begin_of_sentence|>"),
 )
