@@ -53,11 +53,14 @@ def stamped_frames(family: Family, frames: int = 3, rows: int = 4, columns: int 
     shown = "".join(frame + stamp.format(n) for n in range(frames))
     shown = f"<|im_start|>user\n<|begin_of_video|>{shown}<|end_of_video|>\n{QUESTION}<|im_end|>\n"
     ids = tokenizer()(shown, return_tensors="pt").input_ids
+    pixels = torch.randn(frames * rows * columns, 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(0))
     return {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "mm_token_type_ids": torch.tensor(processor_of(family).create_mm_token_type_ids(ids.tolist())),
-        "pixel_values_videos": torch.randn(frames * rows * columns, 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(0)),
+        "pixel_values_videos": torch.randn(
+            frames * rows * columns, 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(0)
+        ),
         "video_grid_thw": torch.tensor([[frames, rows, columns]]),
     }
 
@@ -125,7 +128,9 @@ def test_pictures_and_videos_that_share_a_token_are_refused_in_one_call(name):
         cache = model(**video).past_key_values
         assert [image.layout.video for image in trace.images] == [True]
         positions, _ = model.model.get_rope_index(
-            **{name: both[name] for name in each}, image_grid_thw=still["image_grid_thw"], video_grid_thw=video["video_grid_thw"]
+            **{name: both[name] for name in each},
+            image_grid_thw=still["image_grid_thw"],
+            video_grid_thw=video["video_grid_thw"],
         )
         later = {"attention_mask": both["attention_mask"], "position_ids": positions[..., video["input_ids"].shape[1] :]}
         model(**{**still, **later}, past_key_values=cache)

@@ -58,7 +58,8 @@ class Glm4vAdapter(Adapter):
         q, k, _ = queries.unflatten(-1, (3, self.vision_attention(layer).heads, -1)).unbind(1)  # (patches, H, D)
         places = get_vision_position_ids(sizes_of(about, q.device), self.merge)
         modeling = sys.modules[type(self.vision).__module__]
-        return pairs_of(*modeling.apply_rotary_pos_emb_vision(q, k, *self.vision.rotary_pos_emb(q, places)), about)
+        q, k = modeling.apply_rotary_pos_emb_vision(q, k, *self.vision.rotary_pos_emb(q, places))
+        return pairs_of(q, k, about)
 
     def embed(self, states: Tensor, about: list[Grid]) -> list[Tensor]:
         """The mean over the patches of each region."""

@@ -54,8 +54,8 @@ class PaddleOCRVLAdapter(Adapter):
         q, k = (states.unflatten(-1, (self.vision_attention(layer).heads, -1)) for states in (queries, keys))
         places = get_vision_position_ids(sizes_of(about, q.device), 1)
         modeling = sys.modules[type(self.vision).__module__]
-        rotary = self.vision.encoder.rotary_pos_emb(q, places)
-        return pairs_of(*modeling.apply_rotary_pos_emb_vision(q, k, *rotary), about)
+        q, k = modeling.apply_rotary_pos_emb_vision(q, k, *self.vision.encoder.rotary_pos_emb(q, places))
+        return pairs_of(q, k, about)
 
     def embed(self, states: Tensor, about: list[Grid]) -> list[Tensor]:
         """The mean over the patches of each region."""

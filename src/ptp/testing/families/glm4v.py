@@ -44,7 +44,7 @@ def config(config_class: type, text: str, vision: str, scale: Scale) -> Any:
 
 def experts(scale: Scale) -> dict[str, Any]:
     """Two of four experts and a shared one for each token, in all layers but the first."""
-    width = scale.text["intermediate_size"] // 4
+    width = max(64, scale.text["intermediate_size"] // 4)  # weights are quantised in blocks of 64
     return dict(n_routed_experts=4, num_experts_per_tok=2, n_shared_experts=1, moe_intermediate_size=width)
 
 
