@@ -58,9 +58,7 @@ def stamped_frames(family: Family, frames: int = 3, rows: int = 4, columns: int 
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
         "mm_token_type_ids": torch.tensor(processor_of(family).create_mm_token_type_ids(ids.tolist())),
-        "pixel_values_videos": torch.randn(
-            frames * rows * columns, 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(0)
-        ),
+        "pixel_values_videos": pixels,
         "video_grid_thw": torch.tensor([[frames, rows, columns]]),
     }
 
