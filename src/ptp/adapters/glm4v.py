@@ -59,7 +59,7 @@ class Glm4vAdapter(Adapter):
         places = get_vision_position_ids(sizes_of(about, q.device), self.merge)
         modeling = sys.modules[type(self.vision).__module__]
         q, k = modeling.apply_rotary_pos_emb_vision(q, k, *self.vision.rotary_pos_emb(q, places))
-        return pairs_of(q, k, about)
+        return pairs_of(q, k, lengths_of(about))
 
     def embed(self, states: Tensor, about: list[Grid]) -> list[Tensor]:
         """The mean over the patches of each region."""

@@ -87,10 +87,10 @@ def sizes_of(about: Sequence[Grid], device: torch.device) -> Tensor:
     return torch.tensor([[grid.frames, grid.rows, grid.columns] for grid in about], device=device)
 
 
-def pairs_of(queries: Tensor, keys: Tensor, about: Sequence[Grid]) -> list[tuple[Tensor, Tensor]]:
-    """(1, H, P, D) queries and keys of each unit, which sees itself, from (patches, H, D) of all."""
-    units = zip(queries.split(lengths_of(about)), keys.split(lengths_of(about)), strict=True)
-    return [(q.transpose(0, 1)[None], k.transpose(0, 1)[None]) for q, k in units]
+def pairs_of(queries: Tensor, keys: Tensor, lengths: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """(1, H, L, D) queries and keys of each group of patches that see each other, from (patches, H, D) of all."""
+    groups = zip(queries.split(lengths), keys.split(lengths), strict=True)
+    return [(q.transpose(0, 1)[None], k.transpose(0, 1)[None]) for q, k in groups]
 
 
 def region_means(tokens: Tensor, about: Sequence[Grid]) -> list[Tensor]:
