@@ -11,6 +11,7 @@ from transformers.vision_utils import get_vision_position_ids
 
 from .base import Adapter, Modality, QueryKey, Span
 from .packed import Grid, grids_of, lengths_of, pairs_of, region_means, sizes_of, spans_of
+from .rotary import vision_rotary
 from .text import TextModel
 
 
@@ -58,7 +59,7 @@ class Glm4vAdapter(Adapter):
         q, k, _ = queries.unflatten(-1, (3, self.vision_attention(layer).heads, -1)).unbind(1)  # (patches, H, D)
         places = get_vision_position_ids(sizes_of(about, q.device), self.merge)
         modeling = sys.modules[type(self.vision).__module__]
-        q, k = modeling.apply_rotary_pos_emb_vision(q, k, *self.vision.rotary_pos_emb(q, places))
+        q, k = modeling.apply_rotary_pos_emb_vision(q, k, *vision_rotary(self.vision.rotary_pos_emb, q, places))
         return pairs_of(q, k, lengths_of(about))
 
     def embed(self, states: Tensor, about: list[Grid]) -> list[Tensor]:

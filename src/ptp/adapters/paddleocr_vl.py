@@ -11,6 +11,7 @@ from transformers.vision_utils import get_vision_position_ids
 
 from .base import Adapter, QueryKey, Span
 from .packed import Grid, grids_of, lengths_of, pairs_of, region_means, sizes_of, spans_of
+from .rotary import vision_rotary
 from .text import TextModel
 
 
@@ -54,7 +55,7 @@ class PaddleOCRVLAdapter(Adapter):
         q, k = (states.unflatten(-1, (self.vision_attention(layer).heads, -1)) for states in (queries, keys))
         places = get_vision_position_ids(sizes_of(about, q.device), 1)
         modeling = sys.modules[type(self.vision).__module__]
-        q, k = modeling.apply_rotary_pos_emb_vision(q, k, *self.vision.encoder.rotary_pos_emb(q, places))
+        q, k = modeling.apply_rotary_pos_emb_vision(q, k, *vision_rotary(self.vision.encoder.rotary_pos_emb, q, places))
         return pairs_of(q, k, lengths_of(about))
 
     def embed(self, states: Tensor, about: list[Grid]) -> list[Tensor]:

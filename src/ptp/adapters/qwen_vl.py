@@ -11,6 +11,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from .base import Adapter, Modality, QueryKey, Span
 from .packed import Grid, grids_of, lengths_of, pairs_of, region_means, sizes_of, spans_of
+from .rotary import vision_rotary
 from .text import TextModel
 
 
@@ -66,7 +67,7 @@ class QwenVLAdapter(Adapter):
         places = get_vision_position_ids(sizes_of(about, queries.device), self.merge)
         if self.windowed:
             places = places.view(-1, self.merge**2, 2)[self._windows(about, queries.device)[0]].flatten(0, 1)
-        cos, sin = self.vision.rotary_pos_emb(q, places)
+        cos, sin = vision_rotary(self.vision.rotary_pos_emb, q, places)
         modeling = sys.modules[type(self.vision).__module__]
         q, k = modeling.apply_rotary_pos_emb_vision(q, k, cos, sin)
         if layer in self.whole_blocks:
