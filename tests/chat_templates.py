@@ -1,9 +1,10 @@
 """Chat templates that render what the families' checkpoints publish.
 
 The templates are written here. What they must render is what these publish: `chat_template.json` of llava-v1.6-mistral-7b-hf
-and -vicuna-7b-hf, llava-onevision-qwen2-0.5b-ov-hf, Qwen2-VL-2B-Instruct, gemma-3-4b-it and SmolVLM-Instruct, as quoted in
-public code; transformers' default for SmolVLM; and, by what is in use for them elsewhere, InternVL, llava-v1.6-34b-hf,
-llama3-llava-next-8b-hf, Idefics3 and Mistral's own.
+and -vicuna-7b-hf, llava-onevision-qwen2-0.5b-ov-hf, Qwen2-VL-2B-Instruct, gemma-3-4b-it and SmolVLM-Instruct, and
+`chat_template.jinja` of GLM-4.1V-9B-Thinking, GLM-4.5V and PaddleOCR-VL, as quoted in public code; transformers' default for
+SmolVLM; and, by what is in use for them elsewhere, InternVL, llava-v1.6-34b-hf, llama3-llava-next-8b-hf, Idefics3 and Mistral's
+own.
 """
 
 
@@ -155,3 +156,54 @@ GEMMA3 = """{{ bos_token }}
 {{ '<end_of_turn>\\n' }}
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif -%}"""
+GLM_PICTURES = {
+    "image": "<|begin_of_image|><|image|><|end_of_image|>",
+    "video": "<|begin_of_video|><|video|><|end_of_video|>",
+}
+GLM_4_1V = _filled(  # other roles' parts are printed as they are: they are meant to be strings
+    """{{ '[gMASK]<sop>' }}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}{{ '<|user|>\\n' }}
+{%- if message.content is string %}{{ message.content }}{% else %}@parts@{% endif -%}
+{%- elif message.role in ('system', 'assistant') -%}{{ '<|' ~ message.role ~ '|>\\n' ~ message.content }}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif -%}""",
+    parts=_filled(IN_ORDER, **GLM_PICTURES),
+)
+GLM_4_5V = _filled(
+    """{%- macro words(message) -%}
+{%- if message.content is string %}{{ message.content }}{% else %}@parts@{% endif -%}
+{%- endmacro -%}
+{%- set silent = enable_thinking is defined and not enable_thinking -%}
+{{ '[gMASK]<sop>' }}
+{%- if tools -%}{{ '<|system|>\\n# Tools\\n\\nYou may call one or more functions.\\n<tools>\\n' }}
+{%- for tool in tools %}{{ tool | tojson + '\\n' }}{% endfor -%}{{ '</tools>' }}{%- endif -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}
+{{ '<|user|>\\n' + words(message) + ('/nothink' if silent and not words(message).endswith('/nothink') else '') }}
+{%- elif message.role == 'assistant' -%}{{ '<|assistant|>\\n<think></think>' }}
+{%- if words(message).strip() %}{{ '\\n' + words(message).strip() }}{% endif -%}
+{%- for call in message.tool_calls or [] -%}{{ '\\n<tool_call>' + call.function.name + '\\n' }}
+{%- for name, value in call.function.arguments.items() -%}
+{{ '<arg_key>' ~ name ~ '</arg_key>\\n<arg_value>' ~ value ~ '</arg_value>\\n' }}{%- endfor -%}{{ '</tool_call>' }}
+{%- endfor -%}
+{%- elif message.role == 'tool' -%}
+{%- if loop.index0 and messages[loop.index0 - 1].role != 'tool' %}{{ '<|observation|>' }}{% endif -%}
+{{ '\\n<tool_response>\\n' + words(message) + '\\n</tool_response>' }}
+{%- elif message.role == 'system' -%}{{ '<|system|>\\n' + words(message) }}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|assistant|>\\n' + ('<think></think>\\n' if silent else '') }}{% endif -%}""",
+    parts=_filled(IN_ORDER, **GLM_PICTURES),
+)
+PADDLEOCR_VL = _filled(
+    """{{ '<|begin_of_sentence|>' }}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}{{ 'User: ' }}@pictures@@texts@{{ '\\n' }}
+{%- elif message.role == 'assistant' -%}{{ 'Assistant: ' }}@texts@{{ '</s>' }}
+{%- elif message.role == 'system' -%}@lines@{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ 'Assistant: ' }}{% endif -%}""",
+    pictures=_filled(PICTURES, image="<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>"),
+    texts=_filled(TEXTS, text="part.text"),
+    lines=_filled(TEXTS, text="part.text + '\\n'"),
+)

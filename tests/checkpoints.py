@@ -8,6 +8,8 @@ from typing import Any
 
 from chat_templates import (
     GEMMA3,
+    GLM_4_1V,
+    GLM_4_5V,
     IDEFICS3,
     INTERNVL,
     MISTRAL,
@@ -17,6 +19,7 @@ from chat_templates import (
     NEXT_VICUNA,
     NEXT_YI,
     ONEVISION,
+    PADDLEOCR_VL,
     QWEN2,
     QWEN2_5_VL,
     QWEN3_VL,
@@ -103,10 +106,21 @@ AROUND, TILE = "<fake_token_around_image>", "<image>" * 4
 SPLIT = f"{AROUND}<row_1_col_1>{TILE}{AROUND}<row_1_col_2>{TILE}\n\n{AROUND}<global-img>{TILE}{AROUND}"
 QWEN_PICTURE = {"<|image_pad|>": "<|image_pad|>" * 8}
 LLAVA_PICTURE = {"<image>": "<image>" * 8}
+GLM = (
+    "<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|begin_of_image|>",
+    "<|image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|video|>", "<|end_of_video|>",
+)  # fmt: skip
+GLM_PICTURE = {"<|image|>": "<|image|>" * 8}
+PADDLE = ("</s>", "<|begin_of_sentence|>", "<|IMAGE_START|>", "<|IMAGE_PLACEHOLDER|>", "<|IMAGE_END|>")
 
 
 def _qwen() -> PreTrainedTokenizerFast:
     return byte_level(*QWEN, plain=("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"))
+
+
+def _glm() -> PreTrainedTokenizerFast:
+    words = ("<think>", "</think>", "/nothink", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+    return byte_level(*GLM, plain=(*words, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"))
 
 
 CHECKPOINTS = {
@@ -156,6 +170,12 @@ CHECKPOINTS = {
         ),
         "<image_soft_token>", GEMMA3, GEMMA3,
         {"<start_of_image>": f"\n\n<start_of_image>{'<image_soft_token>' * 8}<end_of_image>\n\n"},
+    ),
+    "glm-4.1v": Checkpoint(lambda: byte_level(*GLM), "<|image|>", GLM_4_1V, GLM_4_1V, GLM_PICTURE),
+    "glm-4.5v": Checkpoint(_glm, "<|image|>", GLM_4_5V, GLM_4_5V, GLM_PICTURE, "own"),
+    "paddleocr-vl": Checkpoint(
+        lambda: sentencepiece(*PADDLE), "<|IMAGE_PLACEHOLDER|>", PADDLEOCR_VL, PADDLEOCR_VL,
+        {"<|IMAGE_PLACEHOLDER|>": "<|IMAGE_PLACEHOLDER|>" * 8},
     ),
 }  # fmt: skip
 

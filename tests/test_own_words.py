@@ -11,6 +11,7 @@ QUESTION = "What does the sign say: 禁止 or Straße?"
 GUIDE = "Be brief and polite."
 PAD = "<|vision_start|><|image_pad|><|vision_end|>"
 FRAMES = "".join(f"\nFrame from 00:0{n}:{AROUND}<global-img><image><image>{AROUND}" for n in range(2))
+GLM_FRAME = "<|begin_of_image|><|image|><|end_of_image|>"
 INTRO = "You are provided the following series of two frames from a 0:00:02 [H:MM:SS] video.\n"
 LABELLED = {
     "internvl": "Frame1: <img><IMG_CONTEXT></img>\nFrame2: <img><IMG_CONTEXT></img>\n",
@@ -19,6 +20,8 @@ LABELLED = {
     "qwen2.5-vl": f"Picture 1: {PAD}Picture 2: {PAD}",
     "gemma3": "Here is the original image <start_of_image> and here are some crops to help you see better <start_of_image>",
     "qwen3-vl": f"<0.5 seconds>{PAD}<1.5 seconds>{PAD.replace('image', 'video')}",
+    "glm-4.1v": f"<|begin_of_video|>{GLM_FRAME}0{GLM_FRAME}12<|end_of_video|>",
+    "glm-4.5v": f"<|begin_of_video|>{GLM_FRAME}0.0 seconds{GLM_FRAME}12.5 seconds<|end_of_video|>",
 }
 
 
@@ -32,6 +35,18 @@ def test_labels_of_pictures_and_frames_are_not_the_users(name, first):
     words = "Describe the clip: what happens at 00:01?"
     text = checkpoint.render([say("user", f"{LABELLED[name]}{words}" if first else f"{words}{LABELLED[name]}")])
     assert read(InstructionFinder.of(MODEL, processor), checkpoint, text) == words
+
+
+@pytest.mark.parametrize("prompt", [True, False])
+@pytest.mark.parametrize("words", ["What is it?", "Is it 7", "7", "/nothink or not?"])
+def test_a_switch_that_the_template_joins_to_the_words_is_not_the_users(words, prompt):
+    """GLM-4.5V writes "/nothink" behind them where thinking is off; a number behind a picture is the user's."""
+    checkpoint = CHECKPOINTS["glm-4.5v"]
+    finder = InstructionFinder.of(MODEL, checkpoint.processor())
+    for thinking in (True, False):
+        text = checkpoint.render([say("user", IMAGE, words)], prompt=prompt, enable_thinking=thinking)
+        assert ("/nothink" in text.replace(words, "")) != thinking
+        assert read(finder, checkpoint, text) == words
 
 
 def test_words_before_a_picture_that_are_no_label():

@@ -7,13 +7,24 @@ from transformers import PreTrainedModel
 from ..errors import UnsupportedModelError
 from .base import Adapter, Layout, Modality, QueryKey, Span, Tile
 from .gemma3 import Gemma3Adapter
+from .glm4v import Glm4vAdapter
 from .internvl import InternVLAdapter
 from .llava import LlavaAdapter
 from .ovis2 import Ovis2Adapter
+from .paddleocr_vl import PaddleOCRVLAdapter
 from .qwen_vl import QwenVLAdapter
 from .smolvlm import SmolVLMAdapter
 
-ADAPTERS: list[type[Adapter]] = [InternVLAdapter, LlavaAdapter, SmolVLMAdapter, QwenVLAdapter, Gemma3Adapter, Ovis2Adapter]
+ADAPTERS: list[type[Adapter]] = [
+    InternVLAdapter,
+    LlavaAdapter,
+    SmolVLMAdapter,
+    QwenVLAdapter,
+    Gemma3Adapter,
+    Ovis2Adapter,
+    Glm4vAdapter,
+    PaddleOCRVLAdapter,
+]
 """Families, in the order they are listed."""
 
 __all__ = [

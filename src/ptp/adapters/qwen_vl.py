@@ -1,9 +1,7 @@
 """Qwen2.5-VL and Qwen3-VL in the Hugging Face format."""
 
-import itertools
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,25 +9,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from .base import Adapter, Layout, Modality, QueryKey, Span, Tile, share_out
+from .base import Adapter, Modality, QueryKey, Span
+from .packed import Grid, grids_of, lengths_of, pairs_of, region_means, sizes_of, spans_of
+from .rotary import vision_rotary
 from .text import TextModel
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A picture as the encoder takes it.
-
-    Attributes:
-        frames, rows, columns: Patches; a picture has one frame.
-        layout: Of its visual tokens.
-        order: (N,) place of each of these in the raster over the picture, frame by frame.
-    """
-
-    frames: int
-    rows: int
-    columns: int
-    layout: Layout
-    order: Tensor
 
 
 class QwenVLAdapter(Adapter):
@@ -66,38 +49,10 @@ class QwenVLAdapter(Adapter):
         return (*super().modalities, Modality("video", "get_video_features", "pixel_values_videos", self.video_token_id))
 
     def about(self, inputs: Mapping[str, Any], window: int) -> list[Grid]:
-        if "video_grid_thw" in inputs:
-            return [self._video(t, h, w) for t, h, w in inputs["video_grid_thw"].tolist()]
-        return [self._grid(t, h, w, window) for t, h, w in inputs["image_grid_thw"].tolist()]
-
-    def _video(self, frames: int, rows: int, columns: int) -> Grid:
-        """Frames are regions; each of them shows the whole picture."""
-        frame = Tile(columns // self.merge, rows // self.merge)
-        order = torch.arange(frames * frame.tokens)
-        return Grid(frames, rows, columns, Layout((frame,) * frames, video=True), order)
-
-    def _grid(self, frames: int, rows: int, columns: int, window: int) -> Grid:
-        pixels = self.merge * self.patch  # of a visual token
-        height, width = rows // self.merge, columns // self.merge
-        edges = []
-        for tokens in (height, width):
-            count = max(1, round(tokens * pixels / window))
-            edges.append([tokens * i // count for i in range(count + 1)])
-        tiles, order = [], []
-        for (top, bottom), (left, right) in itertools.product(*(itertools.pairwise(axis) for axis in edges)):
-            tiles.append(Tile(right - left, bottom - top, (left / width, top / height, right / width, bottom / height)))
-            order.append((torch.arange(top, bottom)[:, None] * width + torch.arange(left, right)).flatten())
-        grid = (len(edges[1]) - 1, len(edges[0]) - 1)
-        return Grid(frames, rows, columns, Layout(tuple(tiles), grid if len(tiles) > 1 else None), torch.cat(order))
+        return grids_of(inputs, self.merge, self.merge * self.patch, window)
 
     def locate(self, input_ids: Tensor, tokens: Tensor, about: list[Grid], pixels: Sequence[Tensor]) -> list[Span]:
-        places = share_out(tokens, [len(grid.order) for grid in about])
-        spans, first = [], 0
-        for (row, here), grid in zip(places, about, strict=True):
-            units = tuple(range(first, first + grid.frames))
-            first += grid.frames
-            spans.append(Span(row, here[grid.order], units, grid.layout, grid))
-        return spans
+        return spans_of(tokens, about)
 
     def vision_attention(self, layer: int) -> QueryKey:
         attention = self.vision.blocks[layer].attn
@@ -109,36 +64,26 @@ class QwenVLAdapter(Adapter):
     def heads(self, layer: int, queries: Tensor, keys: Tensor, about: list[Grid]) -> list[tuple[Tensor, Tensor]]:
         """One pair per frame, or per window of the layer."""
         q, k, _ = queries.unflatten(-1, (3, self.vision_attention(layer).heads, -1)).unbind(1)  # (patches, H, D)
-        sizes = self._sizes(about, queries.device)
-        places = get_vision_position_ids(sizes, self.merge)
+        places = get_vision_position_ids(sizes_of(about, queries.device), self.merge)
         if self.windowed:
             places = places.view(-1, self.merge**2, 2)[self._windows(about, queries.device)[0]].flatten(0, 1)
-        cos, sin = self.vision.rotary_pos_emb(q, places)
+        cos, sin = vision_rotary(self.vision.rotary_pos_emb, q, places)
         modeling = sys.modules[type(self.vision).__module__]
         q, k = modeling.apply_rotary_pos_emb_vision(q, k, cos, sin)
-        lengths = [grid.rows * grid.columns for grid in about for _ in range(grid.frames)]
-        if layer not in self.whole_blocks:
-            lengths = self._windows(about, queries.device)[1].diff().tolist()
-        pairs = zip(q.split(lengths), k.split(lengths), strict=True)
-        return [(a.transpose(0, 1)[None], b.transpose(0, 1)[None]) for a, b in pairs]
+        if layer in self.whole_blocks:
+            return pairs_of(q, k, lengths_of(about))
+        return pairs_of(q, k, self._windows(about, queries.device)[1].diff().tolist())
 
     def by_unit(self, layer: int, rows: Sequence[Tensor], about: list[Grid]) -> list[Tensor]:
-        patches = self._in_raster(torch.cat(list(rows)), about)
-        return list(patches.split([grid.rows * grid.columns for grid in about for _ in range(grid.frames)]))
+        return list(self._in_raster(torch.cat(list(rows)), about).split(lengths_of(about)))
 
     def embed(self, states: Tensor, about: list[Grid]) -> list[Tensor]:
         """The mean over the patches of each region."""
-        tokens = self._in_raster(states, about).unflatten(0, (-1, self.merge**2)).mean(dim=1)
-        means = []
-        for grid, own in zip(about, tokens.split([len(grid.order) for grid in about]), strict=True):
-            regions = [part.mean(dim=0) for part in own[grid.order.to(own.device)].split(grid.layout.sizes)]
-            means += list(torch.stack(regions).chunk(grid.frames))
-        return means
+        return region_means(self._in_raster(states, about).unflatten(0, (-1, self.merge**2)).mean(dim=1), about)
 
     def shrink(self, pixels: Tensor, about: list[Grid]) -> list[Tensor]:
         """The mean of each patch."""
-        lengths = [grid.rows * grid.columns for grid in about for _ in range(grid.frames)]
-        return list(pixels.float().mean(dim=-1).split(lengths))
+        return list(pixels.float().mean(dim=-1).split(lengths_of(about)))
 
     def pool(self, scores: Sequence[Tensor], span: Span) -> Tensor:
         """Mean over each block of merged patches, which follow each other."""
@@ -153,8 +98,4 @@ class QwenVLAdapter(Adapter):
         return patches.unflatten(0, (-1, self.merge**2))[order].flatten(0, 1)
 
     def _windows(self, about: list[Grid], device: torch.device) -> tuple[Tensor, Tensor]:
-        return get_vision_window_index(self._sizes(about, device), self.merge, self.windowed, self.patch)
-
-    @staticmethod
-    def _sizes(about: list[Grid], device: torch.device) -> Tensor:
-        return torch.tensor([[grid.frames, grid.rows, grid.columns] for grid in about], device=device)
+        return get_vision_window_index(sizes_of(about, device), self.merge, self.windowed, self.patch)

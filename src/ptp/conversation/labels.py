@@ -1,4 +1,4 @@
-"""The words that templates and processors write before pictures: "Frame1: ", "<0.5 seconds>"."""
+"""The words that templates and processors write before pictures: "Frame1: ", "<0.5 seconds>"; or behind them: "0.5 seconds"."""
 
 import inspect
 import re
@@ -12,6 +12,9 @@ AHEAD = rf"(?=[\s{MARKERS}]*{PICTURE})"
 NUMBERED = r"(?:[^\W\d]+[ ])?[^\W\d]+[-#\ ]?\d[\d.:]*\s*:"
 BRACKETED = re.compile(rf"<[^<>\n]{{1,40}}>{AHEAD}")
 """<0.5 seconds>; <row_1_col_1> where it is no token."""
+BEHIND = re.compile(rf"(?<={PICTURE}[{MARKERS}])\d+(?:\.\d+ seconds)?(?=[{MARKERS}])")
+"""GLM's frames have their second behind them, 3 or 3.0 seconds, before the next one or the video's end; a user who writes
+nothing but a number between two pictures is not told from that."""
 LABEL = re.compile(
     rf"""(?:(?:\A|(?<=[\n{MARKERS}]))\s*{NUMBERED}             # a line of its own: Frame1:, Image-1:, Frame from 00:01:
     | (?<=\S)[A-Z][a-z]+[-#\ ]?\d[\d.:]*\s*:                # joined to what is before it: What is this?Picture 1:
@@ -50,6 +53,6 @@ def _strings(processor: Any) -> Iterator[str]:
 
 def without_labels(text: str, sentences: re.Pattern[str]) -> str:
     """The text of a turn, as long as it was, with `CUT` in the place of labels."""
-    for pattern in (BRACKETED, LABEL, sentences):  # each may stand before one of those before it
+    for pattern in (BRACKETED, BEHIND, LABEL, sentences):  # each may stand before one of those before it
         text = pattern.sub(lambda match: CUT * len(match[0]), text)
     return text

@@ -43,13 +43,13 @@ def learn_turns(spelling: Spelling, template: str) -> Turns | None:
     )
 
 
-def _render(spelling: Spelling, template: str, messages: Messages, prompt: bool = False) -> str | None:
+def _render(spelling: Spelling, template: str, messages: Messages, prompt: bool = False, **settings: Any) -> str | None:
     """A conversation as a `PromptText` has it; None where the template refuses it or drops the user's words."""
     for parts in (True, False):  # some know messages of parts only, some plain strings only
         conversation: Any = [{"role": role, "content": _content(words, parts)} for role, words in messages]
         try:
             text = spelling.tokenizer.apply_chat_template(
-                conversation, chat_template=template, tokenize=False, add_generation_prompt=prompt
+                conversation, chat_template=template, tokenize=False, add_generation_prompt=prompt, **settings
             )
         except Exception:  # whatever a template raises, it cannot be learned from
             continue
@@ -107,6 +107,9 @@ def _closing(spelling: Spelling, template: str, asked: Messages, plain: str) -> 
         found.add(first)
         next_roles.add(_first(rest)[0])
     closing = _any_of(found) or r"(?!)"
+    switch, _ = _first(_behind(_render(spelling, template, asked, enable_thinking=False) or "", AGAIN))
+    if switch and switch not in found and not is_marker(switch[0]):  # GLM's "/nothink", joined to the user's words
+        closing = rf"{spaced(switch)}(?=\s*(?:\Z|{closing}))|{closing}"
     parts = _behind(_render(spelling, template, [("user", (USER, AGAIN))]) or "", USER)
     if re.search(closing, parts):  # each part of a message is closed: only before another role, that was the last
         closing = rf"(?:{closing})(?=\s*(?:\Z|{_any_of(next_roles)}))"

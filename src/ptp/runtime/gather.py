@@ -17,6 +17,16 @@ def take(states: Tensor, index: Tensor, dim: int) -> Tensor:
     return states.gather(dim, index.to(states.device).view(shape).expand(size))
 
 
+def take_positions(embeddings: Tensor, index: Tensor) -> Tensor:
+    """Gather rotary positions (B or 1, S, D) by a (B, S') index; or (axes, B or 1, S, D), where layers mix the axes.
+
+    And the integers that they are made of, (B or 1, S) or (axes, B or 1, S).
+    """
+    if embeddings.dim() == (4 if embeddings.is_floating_point() else 3):
+        return torch.stack([take(axis, index, dim=1) for axis in embeddings])
+    return take(embeddings, index, dim=1)
+
+
 def merge(states: Tensor, row: int, sources: Tensor, targets: Tensor, mix: Tensor) -> Tensor:
     """Replace the states of kept tokens by combinations of the picture's; returns new states.
 

@@ -81,6 +81,12 @@ class Incoming:
             raise UnsupportedModelError(
                 f"Videos cannot be pruned in {adapter.family}. Pass frames as pictures, or detach the pruner first."
             )
+        ids = [kind.token_id for kind in kinds if kind.pixels in self.fresh or kind.name in self.encoded]
+        if len(set(ids)) < len(ids):
+            raise UnsupportedModelError(
+                f"{adapter.family} gives pictures and videos the same token, and takes either in one call, got both. Pass the "
+                "video's frames as pictures, or ask about one of them in a later turn."
+            )
         shown = bool(self.fresh or self.encoded)
         if self.input_ids is None and (shown or self.new > 1):
             raise ValueError(

@@ -186,7 +186,11 @@ class VisionReader:
             ValueError: an encoder output carries no signals of what is read, or does not fit the prompt.
         """
         found: list[tuple[Span, Picture]] = []
-        for modality in self.adapter.modalities:
+        kinds, passed = self.adapter.modalities, {name for name, output in prefill.encoded.items() if output is not None}
+        shown = {kind.token_id for kind in kinds if kind.name in passed or kind.name in prefill.visions}
+        for modality in kinds:
+            if modality.token_id in shown and modality.name not in passed and modality.name not in prefill.visions:
+                continue  # the tokens are those of another modality, with the same id
             if bool((tokens := prefill.input_ids == modality.token_id).any()):
                 output = prefill.encoded.get(modality.name)
                 vision = prefill.visions.get(modality.name) if output is None else getattr(output, SIGNALS, None)

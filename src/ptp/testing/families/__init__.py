@@ -2,14 +2,20 @@
 
 from ..family import FAMILIES, Family, Scale, register_family, token_id, tokenizer
 from .gemma3 import GEMMA3
+from .glm4v import GLM_4_1V, GLM_4_5V, GLM_4_6V
 from .idefics import IDEFICS3, SMOLVLM
 from .internvl import INTERNVL
 from .llava_next import LLAVA_NEXT
 from .llava_onevision import LLAVA_ONEVISION
 from .ovis2 import OVIS2
+from .paddleocr_vl import PADDLEOCR_VL
 from .qwen_vl import QWEN2_5_VL, QWEN3_VL
 
-for family in (INTERNVL, LLAVA_NEXT, LLAVA_ONEVISION, SMOLVLM, IDEFICS3, QWEN2_5_VL, QWEN3_VL, GEMMA3, OVIS2):
+for family in (
+    INTERNVL, LLAVA_NEXT, LLAVA_ONEVISION, SMOLVLM, IDEFICS3, QWEN2_5_VL, QWEN3_VL, GEMMA3, OVIS2,
+    GLM_4_1V, GLM_4_5V, GLM_4_6V,
+    PADDLEOCR_VL,
+):  # fmt: skip
     register_family(family)
 
 __all__ = ["FAMILIES", "Family", "Scale", "register_family", "token_id", "tokenizer"]
