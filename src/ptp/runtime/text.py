@@ -73,7 +73,7 @@ class AtStage:
         if self.probe.rotary:
             first = remaining.valid[row].int().argmax()
             turns = text.positions(self.source, self.embeddings, self.hidden, self.positions)
-            cos, sin = (part[min(row, len(part) - 1), first][None, None] for part in turns)
+            cos, sin = (part[..., min(row, part.shape[-3] - 1), first, :][..., None, None, :] for part in turns)
             length = (cos.square() + sin.square()).sqrt()  # models that see far scale both
             keys = text.rotate(keys, cos / length, -sin / length)
         return keys[0].transpose(0, 1).flatten(1)
