@@ -10,10 +10,14 @@ from .gemma3 import Gemma3Adapter
 from .internvl import InternVLAdapter
 from .llava import LlavaAdapter
 from .ovis2 import Ovis2Adapter
+from .qwen3_5 import Qwen35Adapter
 from .qwen_vl import QwenVLAdapter
 from .smolvlm import SmolVLMAdapter
 
-ADAPTERS: list[type[Adapter]] = [InternVLAdapter, LlavaAdapter, SmolVLMAdapter, QwenVLAdapter, Gemma3Adapter, Ovis2Adapter]
+ADAPTERS: list[type[Adapter]] = [
+    InternVLAdapter, LlavaAdapter, SmolVLMAdapter, QwenVLAdapter, Gemma3Adapter, Ovis2Adapter,
+    Qwen35Adapter,
+]  # fmt: skip
 """Families, in the order they are listed."""
 
 __all__ = [

@@ -58,7 +58,7 @@ class QwenVLAdapter(Adapter):
         # Qwen2.5-VL only: blocks that attend to all patches, and the order in which patches go through the encoder.
         self.windowed = getattr(config.vision_config, "window_size", 0)
         self.whole_blocks = getattr(config.vision_config, "fullatt_block_indexes", range(self.vision_depth))
-        if config.model_type != "qwen2_5_vl":
+        if hasattr(self.vision, "deepstack_merger_list"):
             self.late_features = ("visual_pos_masks", "deepstack_visual_embeds")
 
     @property

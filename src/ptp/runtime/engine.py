@@ -141,7 +141,7 @@ class Engine:
             hidden, remaining = args[0] if args else kwargs["hidden_states"], prefill.remaining
             prefill.cache = kwargs.get("past_key_values")  # where the caller passed none, the model has made one
             if stage is not None:
-                embeddings, positions = map(remaining.shorten, (kwargs["position_embeddings"], kwargs.get("position_ids")))
+                embeddings, positions = kwargs["position_embeddings"], kwargs.get("position_ids")
                 pictures = self.text.readable(prefill, number, hidden, embeddings, positions)
                 with self.running.aside():  # a method may run the model itself
                     hidden = prefill.prune(stage, pictures, hidden)

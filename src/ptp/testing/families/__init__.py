@@ -7,9 +7,10 @@ from .internvl import INTERNVL
 from .llava_next import LLAVA_NEXT
 from .llava_onevision import LLAVA_ONEVISION
 from .ovis2 import OVIS2
+from .qwen3_5 import QWEN3_5
 from .qwen_vl import QWEN2_5_VL, QWEN3_VL
 
-for family in (INTERNVL, LLAVA_NEXT, LLAVA_ONEVISION, SMOLVLM, IDEFICS3, QWEN2_5_VL, QWEN3_VL, GEMMA3, OVIS2):
+for family in (INTERNVL, LLAVA_NEXT, LLAVA_ONEVISION, SMOLVLM, IDEFICS3, QWEN2_5_VL, QWEN3_VL, GEMMA3, OVIS2, QWEN3_5):
     register_family(family)
 
 __all__ = ["FAMILIES", "Family", "Scale", "register_family", "token_id", "tokenizer"]
