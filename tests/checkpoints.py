@@ -19,6 +19,7 @@ from chat_templates import (
     ONEVISION,
     QWEN2,
     QWEN2_5_VL,
+    QWEN3_5,
     QWEN3_VL,
     SMOLVLM,
 )
@@ -109,6 +110,11 @@ def _qwen() -> PreTrainedTokenizerFast:
     return byte_level(*QWEN, plain=("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"))
 
 
+def _qwen3_5() -> PreTrainedTokenizerFast:
+    plain = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
+    return byte_level(*QWEN, plain=plain)
+
+
 CHECKPOINTS = {
     "internvl": Checkpoint(
         lambda: byte_level(*CHATML, "<img>", "</img>", "<IMG_CONTEXT>", "<video>"), "<IMG_CONTEXT>", INTERNVL, INTERNVL,
@@ -149,6 +155,7 @@ CHECKPOINTS = {
     ),
     "qwen2.5-vl": Checkpoint(_qwen, "<|image_pad|>", QWEN2_5_VL, QWEN2_5_VL, QWEN_PICTURE, "role"),
     "qwen3-vl": Checkpoint(_qwen, "<|image_pad|>", QWEN3_VL, QWEN3_VL, QWEN_PICTURE, "own", video="<|video_pad|>"),
+    "qwen3.5": Checkpoint(_qwen3_5, "<|image_pad|>", QWEN3_5, QWEN3_5, QWEN_PICTURE, "own", video="<|video_pad|>"),
     "gemma3": Checkpoint(
         lambda: sentencepiece(
             "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<image_soft_token>",

@@ -47,7 +47,7 @@ def numbered_frames(family: Family, frames: int = 3) -> dict:
 
 
 @pytest.mark.parametrize("name", ["pyramid", "fastv", "hired", "random"])
-@pytest.mark.parametrize("video_family", ["internvl", "qwen2.5-vl", "qwen3-vl"])
+@pytest.mark.parametrize("video_family", ["internvl", "qwen2.5-vl", "qwen3-vl", "qwen3.5"])
 def test_a_video_is_a_picture_whose_regions_are_frames(monkeypatch, video_family, name):
     family = FAMILIES[video_family]
     inputs, size = (numbered_frames(family), 16) if video_family == "internvl" else (video_inputs(family), 6)

@@ -14,7 +14,7 @@ class Qwen35Adapter(QwenVLAdapter):
     family = "Qwen3.5"
     model_types = ("qwen3_5", "qwen3_5_moe")
     limits = (
-        "Above prune_layer 0, the states of the layers below it have seen the dropped tokens and keep what they took from them. "
-        "No method reads attention below the first layer that attends (3). Caches cannot be cropped, nor pictures that go on "
-        "from one be pruned in a batch of rows of different length."
+        "with prune_layer above 0, the states of the layers below it have seen the dropped tokens and keep what they took "
+        "from them. Methods that read attention need a layer above the first that attends (3): prune_layer=4 or later. Its KV "
+        "caches cannot be cropped, nor can pictures that go on from one be pruned in a batch of rows of different length."
     )

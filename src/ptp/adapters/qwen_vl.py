@@ -4,7 +4,7 @@ import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class QwenVLAdapter(Adapter):
     """
 
     family = "Qwen2.5-VL / Qwen3-VL"
-    model_types = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
     regions = "windows of about 448 px; videos: frames"
     saliency = "received"
     has_cls = False

@@ -258,7 +258,7 @@ def compact_cache(cache: Cache, layers: int, start: int, index: Tensor) -> None:
 
 def finish_cache(cache: Cache, record: Record) -> None:
     """Let a cache that was shortened know what it has seen."""
-    cache.layers = [PrunedLayer.of(layer, record) if with_slots([layer]) else layer for layer in cache.layers]
+    cache.layers = [PrunedLayer.of(layer, record) if isinstance(layer, CacheLayerMixin) else layer for layer in cache.layers]
 
 
 def cache_bytes(cache: Cache | None) -> int:

@@ -152,8 +152,8 @@ class Prefill:
             return hidden  # the model runs exactly as it would alone: nothing is merged either
         if self.setup.adapter.text.hybrid and self.held.seen and self.remaining.padded:
             raise UnsupportedCacheError(
-                "Pictures that go on from a KV cache cannot be pruned in a batch whose rows are of different length, or come to "
-                "be: linear attention would run through the padding between. Prefill such rows one by one."
+                "Pictures that go on from a KV cache cannot be pruned in a batch whose rows are, or would be, of different "
+                "length: linear attention would run through the padding between. Prefill such rows one by one."
             )
         if self.cache is not None:
             compact_cache(self.cache, stage.layer, self.held.valid.shape[1], left)

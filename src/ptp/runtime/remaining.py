@@ -52,7 +52,8 @@ class Remaining:
 
     def hold(self) -> Tensor:
         """(B, S) bool: which places hold a token that is left."""
-        return self.valid.new_zeros(self.valid.shape[0], self._prompt_length).long().scatter_add_(1, self.places, self.valid.long()) > 0
+        found = self.places.new_zeros(len(self.places), self._prompt_length)
+        return found.scatter_add_(1, self.places, self.valid.long()) > 0
 
     def leave(self, stays: Tensor) -> Tensor | None:
         """Let tokens leave.

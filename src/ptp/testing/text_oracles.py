@@ -26,7 +26,7 @@ def relevance(subject: Subject) -> Iterator[Check]:
         maps = [each[0].mean(dim=0) for each in model(**inputs, output_attentions=True).attentions]
     for layer in read_depths(subject.adapter):
         for name in ("eager", "sdpa"):
-            listener = replace(subject.listener, prune_layer=layer, heard=[])
+            listener = replace(subject.listener, prune_layer=layer, asks=True, heard=[])
             with attention(model, name):
                 _, trace = subject.prune(listener, inputs)
             places = trace.images[0].positions.to(asked.device)

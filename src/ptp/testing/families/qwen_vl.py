@@ -43,7 +43,7 @@ def qwen2_5(scale: Scale) -> Any:
 def qwen3(scale: Scale) -> Any:
     """Features of its earlier vision layers are added inside the language model (DeepStack)."""
     side, deep = (48, [2, 5, 8]) if scale.real else (8, [0, 1])
-    settings = dict(patch_size=16, num_position_embeddings=side**2, deepstack_visual_indexes=deep)
+    settings: dict[str, Any] = dict(patch_size=16, num_position_embeddings=side**2, deepstack_visual_indexes=deep)
     return config(scale, Qwen3VLConfig, "qwen3_vl_text", **settings)
 
 
