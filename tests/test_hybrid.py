@@ -64,10 +64,14 @@ class InDouble:
         return getattr(torch, name)
 
 
-@pytest.mark.parametrize(("layer", "settings"), [(0, {}), (2, {"alpha": 0}), (3, {"alpha": 0}), (4, {}), (6, {})])
-def test_what_left_is_absent_from_the_recurrence(monkeypatch, layer, settings):
-    """Token by token: no fading, no writing, a convolution over the neighbours that stay; and so at each step of decoding."""
+@pytest.fixture
+def in_double(monkeypatch):
     monkeypatch.setattr(modeling_qwen3_5, "torch", InDouble())
+
+
+@pytest.mark.parametrize(("layer", "settings"), [(0, {}), (2, {"alpha": 0}), (3, {"alpha": 0}), (4, {}), (6, {})])
+def test_what_left_is_absent_from_the_recurrence(in_double, layer, settings):
+    """Token by token: no fading, no writing, a convolution over the neighbours that stay; and so at each step of decoding."""
     inputs = encode(FAMILY, ([picture()], QUESTION))
     length, method = inputs["input_ids"].shape[1], pruner(prune_layer=layer, **settings)
     output, trace = prune(model(), inputs, method)
@@ -75,17 +79,34 @@ def test_what_left_is_absent_from_the_recurrence(monkeypatch, layer, settings):
     with torch.no_grad():
         states, places, dropped = row(inputs, image.kept, image.positions)
         expected = gated_delta.logits(model(), states, places, dropped, layer)
-        torch.testing.assert_close(output.logits[0].double(), expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(output.logits[0].double(), expected, atol=1e-4, rtol=0)  # norms are float32
         with method(model(), tokenizer()):
             answer = model().generate(
                 **inputs, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True
             )
         for token, found in zip(answer.sequences[0, length:], answer.logits, strict=True):
-            torch.testing.assert_close(found[0].double(), expected[-1], atol=1e-5, rtol=0)
+            torch.testing.assert_close(found[0].double(), expected[-1], atol=1e-4, rtol=0)
             states = torch.cat([states, model().get_input_embeddings()(token)[None]])
             places = torch.cat([places, places[:, -1:].amax(dim=0, keepdim=True).expand(3, 1) + 1], dim=1)
             dropped = torch.nn.functional.pad(dropped, (0, 1))
             expected = gated_delta.logits(model(), states, places, dropped, layer, length)
+
+
+@pytest.mark.parametrize("method", [pruner(), pruner(prune_layer=2, alpha=0), pruner(prune_layer=4), pruner("deft")])
+def test_a_padded_batch_equals_its_rows_alone(in_double, method):
+    """In float32 they differ by 1e-3 without any pruning: chunks of a padded row begin elsewhere."""
+    prompts = [
+        ([picture()], QUESTION),
+        ([], "What color is sign 7?"),
+        ([picture(1), picture(2)], "Read it."),
+        ([picture(2)], "K?"),
+    ]
+    together, trace = prune(model(), encode(FAMILY, *prompts), method)
+    assert [image.row for image in trace.images] == [0, 2, 2, 3]
+    for number, one in enumerate(prompts):
+        alone, _ = prune(model(), encode(FAMILY, one), method)
+        length = alone.logits.shape[1]
+        torch.testing.assert_close(together.logits[number, -length:], alone.logits[0], atol=1e-9, rtol=0)
 
 
 def test_a_mask_with_holes_is_something_else():
@@ -226,7 +247,7 @@ def test_other_caches_are_refused(kind):
 
 
 def test_the_oracles_of_all_families_hold():
-    report = check_adapter(model_of(FAMILY), small_processor(FAMILY))
+    report = check_adapter(model_of(FAMILY), small_processor(FAMILY), tolerance=3e-3)  # padded batches: see above
     assert [each.settings for each in report if each.oracle == "relevance"] == ["prune_layer=4, eager", "prune_layer=4, sdpa"]
     assert adapter_for(model_of(FAMILY)).text.attending == (3, 7)
 
