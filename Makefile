@@ -28,7 +28,7 @@ lint: $(VENV)/.ready
 
 # Write the tables of docs/results into the README and the model card.
 readme: $(VENV)/.ready
-	$(BIN)/cog -r -I docs README.md src/ptp/tiny/weights/README.md docs/results/ablation.md docs/results/models.md
+	$(BIN)/cog -r -I docs README.md src/ptp/tiny/weights/README.md docs/results/ablation.md docs/results/models.md docs/results/rivals.md
 
 clean:
 	rm -rf $(VENV) demo.html

@@ -198,3 +198,22 @@ def ablation(group: str) -> str:
             line.append(f"{text}, {mean_evidence(rows[method, keep]):.2f}")
         lines.append(line)
     return _markdown(["", "`ptp eval --methods`", *(f"{100 * keep:g} % kept" for keep in ratios)], lines)
+
+
+def rivals() -> str:
+    """A line per rival that was read otherwise in version 0.1: accuracy then and now, relative to all tokens."""
+    parsed = [json.loads((RESULTS / name).read_text()) for name in ("rivals_before.json", "methods.json")]
+    then, now = ({(row["method"], row["keep_ratio"]): row for row in data["rows"]} for data in parsed)
+    ratios = sorted({keep for _, keep in then}, reverse=True)
+
+    def shown(row: dict | None) -> str:
+        if row is None:
+            return "out of reach"
+        low, high = row["relative_interval"]
+        return f"{100 * row['relative']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+    lines = [
+        [f"`{method}`", *(f"{shown(then.get((method, keep)))} -> {shown(now.get((method, keep)))}" for keep in ratios)]
+        for method in dict.fromkeys(method for method, _ in then)
+    ]
+    return _markdown(["method", *(f"{100 * keep:g} % kept" for keep in ratios)], lines)

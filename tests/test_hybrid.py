@@ -15,6 +15,8 @@ from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeSpars
 
 import ptp
 from ptp.adapters import adapter_for
+from ptp.methods import METHODS
+from ptp.runtime import Reads
 from ptp.selection import Selection, total_budget
 from ptp.testing import check_adapter, small_processor, token_id
 from ptp.testing.families.qwen3_5 import qwen3_5
@@ -167,6 +169,16 @@ def test_two_stages_may_read_one_layer():
 # What cannot be done
 
 
+class Keys(METHODS["fastv"]):
+    """Asks for keys without a probe."""
+
+    def reads(self, vision_depth):
+        return Reads()
+
+    def select(self, picture, stage):
+        return picture.keys
+
+
 @pytest.mark.parametrize(
     ("method", "line"),
     [
@@ -176,7 +188,8 @@ def test_two_stages_may_read_one_layer():
         (pruner(prune_layer=3), "at layer 3: the first layer that attends is 3"),
         (pruner(relevance="attention"), r"at layer 0: the first layer that attends is 3.*relevance=\"similarity\""),
         (ptp.PyramidPruner.published(keep_ratio=0.3), "at layer 2: the first layer that attends is 3"),
-        (pruner("dart"), r"Layer 2 does not attend.*Prune at one that does: 3, 7\."),
+        (pruner("dart"), r"at layer 2: the first layer that attends is 3"),
+        (Keys(prune_layer=2), r"Layer 2 does not attend.*Prune at one that does: 3, 7\."),
     ],
 )
 def test_what_no_layer_says_is_refused(method, line):
@@ -186,7 +199,7 @@ def test_what_no_layer_says_is_refused(method, line):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("method", [pruner("fastv", prune_layer=4), pruner("dart", prune_layer=3), pruner("deft")])
+@pytest.mark.parametrize("method", [pruner("fastv", prune_layer=4), pruner("dart", prune_layer=6), pruner("deft")])
 def test_the_same_methods_run_where_there_is_something_to_read(method):
     _, trace = prune(model(), encode(FAMILY, ([picture()], QUESTION)), method)
     assert trace.visual_tokens[1] == round(0.3 * trace.visual_tokens[0])

@@ -70,6 +70,10 @@ class TextModel:
         """What the projections of a layer are given of its input."""
         return self.layers[layer].input_layernorm(hidden)
 
+    def last_norm(self, hidden: Tensor) -> Tensor:
+        """What the norm behind the last layer makes of hidden states (..., D)."""
+        return self.model.norm(hidden)
+
     def reach(self, layer: int) -> int | None:
         """Tokens that a layer sees, itself among them; None is all."""
         return self.window if self.window is not None and self.config.layer_types[layer] == "sliding_attention" else None

@@ -137,6 +137,7 @@ def _choose(adapter: Adapter, pruner: Pruner, signals: Signals) -> None:
     prefill = _prefill(Setup(adapter, pruner, reads, None, stages), signals)
     prefill.see([look(adapter, reads.vision, signals)])
     hidden, text, places = signals.hidden, TextReader(adapter, reads.probe), prefill.remaining.places
+    prefill.inputs = hidden if reads.inputs else None
     for stage in stages:
         prefill.captured, prefill.captured_of = _captured(adapter, prefill, stage.layer, hidden), prefill.remaining.as_now()
         pictures = text.readable(prefill, stage.layer, hidden, adapter.text.model.rotary_emb(hidden, places), places)

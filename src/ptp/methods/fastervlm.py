@@ -12,8 +12,10 @@ from .layers import ReadsVisionLayer
 class FasterVLMPruner(ReadsVisionLayer):
     """Each tile keeps the tokens that its [CLS] attends to most; all tiles keep the same share.
 
-    Rule: rank by [CLS] attention in the vision encoder, averaged over heads, and keep the top (section 3.2). Before the
-    language model. A high-resolution picture is pruned tile by tile, as its encoder sees it.
+    Rule: rank by [CLS] attention in the vision encoder, averaged over heads, and keep the top (section 3.2;
+    `encode_images` of llava/model/llava_arch.py in github Theia-4869/FasterVLM at f5d5f12, in the layer that feeds the
+    projector, the same count in every tile). Before the language model. A high-resolution
+    picture is pruned tile by tile, as its encoder sees it.
     """
 
     def select(self, picture: Picture, stage: Stage) -> Selection:

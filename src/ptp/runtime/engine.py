@@ -48,7 +48,7 @@ class Engine:
         handles.append(language.register_forward_pre_hook(Hook(self._enter_language), with_kwargs=True))
         handles.append(language.register_forward_hook(Hook(self._leave_language)))
         handles.extend(self.vision.attach())
-        first = self.setup.stages[0].layer
+        first = 0 if self.setup.reads.inputs else self.setup.stages[0].layer
         for number, layer in enumerate(self.adapter.layers):
             if number >= first:
                 handles.append(layer.register_forward_pre_hook(Hook(self._enter_layer(number)), with_kwargs=True))
@@ -140,6 +140,8 @@ class Engine:
                 return None
             hidden, remaining = args[0] if args else kwargs["hidden_states"], prefill.remaining
             prefill.cache = kwargs.get("past_key_values")  # where the caller passed none, the model has made one
+            if number == 0 and self.setup.reads.inputs:
+                prefill.inputs = hidden
             if stage is not None:
                 embeddings, positions = kwargs["position_embeddings"], kwargs.get("position_ids")
                 pictures = self.text.readable(prefill, number, hidden, embeddings, positions)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from ..errors import UnsupportedModelError
 
-AttentionKind = Literal["either", "cls", "received"]
+AttentionKind = Literal["either", "cls", "received", "logits"]
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,16 @@ class VisionRead:
     Attributes:
         layer: Counted from 0; negative counts from the last that feeds the language model.
         attention: "cls": what [CLS] pays each patch; "received": what a patch receives from the patches of its tile, on
-            average; "either": the first where the encoder has [CLS], the second where it has none; None: not read.
+            average; "either": the first where the encoder has [CLS], the second where it has none; "logits": the same before
+            softmax, of either sign; None: not read. All are means over heads.
         keys: Whether the layer's keys are read, too.
+        layer_without_cls: The layer where the encoder has no [CLS], if another than `layer`; None is `layer`.
     """
 
     layer: int = -1
     attention: AttentionKind | None = "either"
     keys: bool = False
+    layer_without_cls: int | None = None
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class TextProbe:
         rows: Who is asked: the "instruction"; the "last" token of the prompt; all text "behind" the row's pictures, template
             included; "all" text of the row.
         layer: Whose queries and keys: of the layer "below" the one where tokens leave (before the language model, where there
-            is none: of its first layer), the nearest that attends; or "here", of the one where they leave.
+            is none: of its first layer); or "here", of the one where they leave. Where that one does not attend, the nearest
+            below it that does.
         rotary: Whether queries and keys carry their rotary positions. Without, what a KV cache holds cannot be compared, and
             attention is shared out among the new tokens only.
         reduce: How the rows are combined.
@@ -57,22 +61,16 @@ class TextProbe:
         Args:
             attending: Numbers of the layers that attend, ascending.
         """
-        if layer == 0 or self.layer == "here":
-            return layer if layer in attending else None
-        return max((number for number in attending if number < layer), default=None)
+        last = layer if layer == 0 or self.layer == "here" else layer - 1
+        return max((number for number in attending if number <= last), default=None)
 
 
-def no_attention(layer: int, attending: Sequence[int], below: bool = False) -> UnsupportedModelError:
-    """The error that there are no queries and keys to read where tokens leave at `layer`, in it or `below` it."""
-    if below:
-        return UnsupportedModelError(
-            f"What text attends to cannot be read where tokens leave at layer {layer}: the first layer that attends is "
-            f"{attending[0]}. Prune at layer {attending[0] + 1} or later, or by what needs no attention (PyramidPruner: "
-            'relevance="similarity", or prune_layer=0 without relevance).'
-        )
+def no_attention(layer: int, attending: Sequence[int]) -> UnsupportedModelError:
+    """The error that no layer up to `layer`, where tokens leave, can say what text attends to."""
     return UnsupportedModelError(
-        f"Layer {layer} does not attend: it has no queries and keys to read. Prune at one that does: "
-        f"{', '.join(map(str, attending))}."
+        f"What text attends to cannot be read where tokens leave at layer {layer}: the first layer that attends is "
+        f"{attending[0]}. Prune at layer {attending[0] + 1} or later, or by what needs no attention (PyramidPruner: "
+        'relevance="similarity", or prune_layer=0 without relevance).'
     )
 
 
@@ -83,7 +81,9 @@ class Reads:
     Attributes:
         vision: Layers of the encoder; `picture.vision` has them in this order.
         probe: What `picture.text_attention` and `picture.text_states` are of; None reads no text.
+        inputs: Whether what the language model was given is read at later stages, too: `picture.inputs`, `picture.text_inputs`.
     """
 
     vision: tuple[VisionRead, ...] = ()
     probe: TextProbe | None = None
+    inputs: bool = False
