@@ -49,9 +49,9 @@ def blinded(model: Any, padding: Tensor, *gone: tuple[Mapping[int, Tensor], int 
         for dropped, _ in gone:
             for layer, tokens in dropped.items():
                 stays &= ~(tokens.to(device) & (layer <= number))
-        output = hidden.clone()
+        output, own = hidden.clone(), kwargs | {"attention_mask": None, "past_key_values": None}  # rows share no state
         for row, here in enumerate(stays):
-            output[row, here] = forward(hidden[row : row + 1, here], **kwargs | {"attention_mask": None})[0]
+            output[row, here] = forward(hidden[row : row + 1, here], **own)[0]
         return output
 
     handles: list[Any] = []
