@@ -1,8 +1,8 @@
 """Chat templates that render what the families' checkpoints publish.
 
 The templates are written here. What they must render is what these publish: `chat_template.json` of llava-v1.6-mistral-7b-hf
-and -vicuna-7b-hf, llava-onevision-qwen2-0.5b-ov-hf, Qwen2-VL-2B-Instruct, gemma-3-4b-it and SmolVLM-Instruct, and
-`chat_template.jinja` of GLM-4.1V-9B-Thinking, GLM-4.5V and PaddleOCR-VL, as quoted in public code; transformers' default for
+and -vicuna-7b-hf, llava-onevision-qwen2-0.5b-ov-hf, Qwen2-VL-2B-Instruct, Qwen3.5-35B-A3B, gemma-3-4b-it and SmolVLM-Instruct,
+and `chat_template.jinja` of GLM-4.1V-9B-Thinking, GLM-4.5V and PaddleOCR-VL, as quoted in public code; transformers' default for
 SmolVLM; and, by what is in use for them elsewhere, InternVL, llava-v1.6-34b-hf, llama3-llava-next-8b-hf, Idefics3 and Mistral's
 own.
 """
@@ -137,6 +137,37 @@ QWEN3_VL = _filled(
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}""",
+    parts=_NUMBERED,
+)
+QWEN3_5 = _filled(
+    """{%- set count = namespace(value=0) -%}
+{%- set last = namespace(asked=-1) -%}
+{%- macro words(message) -%}
+{%- if message.content is string %}{{ message.content }}{% else %}@parts@{% endif -%}
+{%- endmacro -%}
+{%- if tools -%}{{ '<|im_start|>system\\n# Tools\\n\\nYou have access to the following functions:\\n\\n<tools>' }}
+{%- for tool in tools %}{{ '\\n' + tool | tojson }}{% endfor -%}
+{{ '\\n</tools>' + ('\\n\\n' + words(messages[0]) | trim if messages[0].role == 'system' else '') + '<|im_end|>\\n' }}
+{%- elif messages[0].role == 'system' -%}{{ '<|im_start|>system\\n' + words(messages[0]) | trim + '<|im_end|>\\n' }}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}{%- set last.asked = loop.index0 -%}{%- endif -%}
+{%- endfor -%}
+{%- if last.asked < 0 %}{{ raise_exception('no user') }}{% endif -%}
+{%- set count.value = 0 -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}{{ '<|im_start|>user\\n' + words(message) | trim + '<|im_end|>\\n' }}
+{%- elif message.role == 'assistant' -%}
+{{ '<|im_start|>assistant\\n' + ('<think>\\n\\n</think>\\n\\n' if loop.index0 > last.asked else '') + words(message) | trim }}
+{%- for call in message.tool_calls or [] -%}
+{{ '<tool_call>\\n<function=' + call.function.name + '>\\n</function>\\n</tool_call>' }}{%- endfor -%}{{ '<|im_end|>\\n' }}
+{%- elif message.role == 'tool' -%}
+{%- if loop.index0 and messages[loop.index0 - 1].role != 'tool' %}{{ '<|im_start|>user' }}{% endif -%}
+{{ '\\n<tool_response>\\n' + words(message) | trim + '\\n</tool_response>' }}
+{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '<|im_end|>\\n' }}{% endif -%}
+{%- elif message.role != 'system' or not loop.first -%}{{ raise_exception('roles') }}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif -%}""",
     parts=_NUMBERED,
 )
 GEMMA3 = """{{ bos_token }}

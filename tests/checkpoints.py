@@ -22,6 +22,7 @@ from chat_templates import (
     PADDLEOCR_VL,
     QWEN2,
     QWEN2_5_VL,
+    QWEN3_5,
     QWEN3_VL,
     SMOLVLM,
 )
@@ -123,6 +124,11 @@ def _glm() -> PreTrainedTokenizerFast:
     return byte_level(*GLM, plain=(*words, "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"))
 
 
+def _qwen3_5() -> PreTrainedTokenizerFast:
+    plain = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
+    return byte_level(*QWEN, plain=plain)
+
+
 CHECKPOINTS = {
     "internvl": Checkpoint(
         lambda: byte_level(*CHATML, "<img>", "</img>", "<IMG_CONTEXT>", "<video>"), "<IMG_CONTEXT>", INTERNVL, INTERNVL,
@@ -163,6 +169,7 @@ CHECKPOINTS = {
     ),
     "qwen2.5-vl": Checkpoint(_qwen, "<|image_pad|>", QWEN2_5_VL, QWEN2_5_VL, QWEN_PICTURE, "role"),
     "qwen3-vl": Checkpoint(_qwen, "<|image_pad|>", QWEN3_VL, QWEN3_VL, QWEN_PICTURE, "own", video="<|video_pad|>"),
+    "qwen3.5": Checkpoint(_qwen3_5, "<|image_pad|>", QWEN3_5, QWEN3_5, QWEN_PICTURE, "own", video="<|video_pad|>"),
     "gemma3": Checkpoint(
         lambda: sentencepiece(
             "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<image_soft_token>",

@@ -1,11 +1,14 @@
 """Every model family, small: how the tests ask its questions and prune it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import DynamicCache
 
+from ptp.adapters import adapter_for
 from ptp.methods import METHODS
 from ptp.pruner import Pruner
 from ptp.runtime import Trace
@@ -46,6 +49,23 @@ def prune(model: Any, inputs: dict[str, Tensor], method: Pruner, **call: Any) ->
     """The output of a prefill and its trace."""
     with torch.no_grad(), method(model, tokenizer()) as trace:
         return model(**inputs, **call), trace
+
+
+def fresh_cache(model: Any) -> DynamicCache:
+    """An empty cache; one that knows the layers, where not all of them attend."""
+    return DynamicCache(config=model.config) if adapter_for(model).text.hybrid else DynamicCache()
+
+
+def map_below(model: Any, layer: int, maps: Sequence[Tensor]) -> Tensor:
+    """(S, S) head-mean attention of one row, of the nearest layer below `layer` that attends; of the first layer for 0.
+
+    Args:
+        maps: Of the layers that attend.
+    """
+    kinds = getattr(model.config.text_config, "layer_types", None) or ["full_attention"] * len(maps)
+    below = sum("attention" in kind and "linear" not in kind for kind in kinds[:layer])
+    assert below or layer == 0
+    return maps[max(below - 1, 0)][0].mean(dim=0)
 
 
 def places_of(words: str, ids: Tensor) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import footprint
-from families import FAMILIES, QUESTION, encode, model_of, photo, picture, places_of, prune, pruner, tokenizer
+from families import FAMILIES, QUESTION, encode, map_below, model_of, photo, picture, places_of, prune, pruner, tokenizer
 from masking import assert_dropping_equals_masking, blinded, drops, extended, merged, watch
 from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
 
@@ -94,7 +94,7 @@ def test_scores_equal_the_loop(family, layer):
     model = model_of(family, "eager")
     adapter = adapter_for(model)
     with torch.no_grad():
-        maps = model(**inputs, output_attentions=True).attentions[max(layer - 1, 0)][0].mean(dim=0)
+        maps = map_below(model, layer, model(**inputs, output_attentions=True).attentions)
     asked = places_of(QUESTION, inputs["input_ids"][0])
     image = adapter.visual_tokens(inputs["input_ids"])[0].nonzero()[:, 0].tolist()
     (expected,) = token_saliency(model, adapter, inputs, image, [adapter.vision_depth - 1])

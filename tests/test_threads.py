@@ -11,7 +11,7 @@ from families import FAMILIES, Family, encode, model_of, photo, pruner, tokenize
 import ptp
 from ptp.selection import Selection, keep_best, total_budget
 
-FAMILY_NAMES = ("internvl", "qwen3-vl", "gemma3")
+FAMILY_NAMES = ("internvl", "qwen3-vl", "gemma3", "qwen3.5")
 SIZES = ((300, 200), (120, 260), (100, 100), (220, 220))
 QUESTIONS = ("What is on the red circle?", "Read it.", "Which colour has the sign K?")
 

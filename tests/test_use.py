@@ -65,6 +65,10 @@ def test_a_model_that_is_its_own_assistant_gives_the_greedy_answer(family, layer
     with pruner(prune_layer=layer)(model, tokenizer()) as trace:
         alone = model.generate(**inputs, max_new_tokens=6, do_sample=False)
         kept = trace.images[0].kept.tolist()
+        if adapter_for(model).text.hybrid:  # a state cannot be taken back to before a wrong guess
+            with pytest.raises(ValueError, match="assisted generation is not supported with stateful models"):
+                model.generate(**inputs, max_new_tokens=6, do_sample=False, assistant_model=model)
+            return
         helped = model.generate(**inputs, max_new_tokens=6, do_sample=False, assistant_model=model)
         assert trace.images[0].kept.tolist() == kept
     assert torch.equal(alone, helped)
@@ -116,7 +120,9 @@ def test_a_checkpoint_loaded_in_four_bits_is_pruned_exactly(monkeypatch, tmp_pat
     """bitsandbytes' NF4 in the language model, the projector and the encoder, as from_pretrained loads them."""
     whole = model_of(family, wider=True)
     whole.save_pretrained(tmp_path)
-    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    settings = dict(bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+    whole_32 = ["lm_head", "in_proj_a", "in_proj_b"]  # its CPU kernel takes 32 rows at a time; these have one for each head
+    four = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=whole_32, **settings)
     model = type(whole).from_pretrained(tmp_path, quantization_config=four, dtype=torch.float32, device_map="cpu")
     assert any(isinstance(module, bitsandbytes.nn.Linear4bit) for module in adapter_for(model).vision.modules())
     inputs = encode(family, ([picture()], QUESTION))

@@ -64,7 +64,7 @@ def stamped_frames(family: Family, frames: int = 3, rows: int = 4, columns: int 
 
 
 @pytest.mark.parametrize("name", ["pyramid", "fastv", "hired", "random"])
-@pytest.mark.parametrize("video_family", ["internvl", "qwen2.5-vl", "qwen3-vl", "glm-4.1v", "glm-4.5v", "glm-4.6v"])
+@pytest.mark.parametrize("video_family", ["internvl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "glm-4.1v", "glm-4.5v", "glm-4.6v"])
 def test_a_video_is_a_picture_whose_regions_are_frames(monkeypatch, video_family, name):
     family = FAMILIES[video_family]
     glm, size = video_family.startswith("glm"), 16 if video_family == "internvl" else 6

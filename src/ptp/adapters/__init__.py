@@ -12,6 +12,7 @@ from .internvl import InternVLAdapter
 from .llava import LlavaAdapter
 from .ovis2 import Ovis2Adapter
 from .paddleocr_vl import PaddleOCRVLAdapter
+from .qwen3_5 import Qwen35Adapter
 from .qwen_vl import QwenVLAdapter
 from .smolvlm import SmolVLMAdapter
 
@@ -24,6 +25,7 @@ ADAPTERS: list[type[Adapter]] = [
     Ovis2Adapter,
     Glm4vAdapter,
     PaddleOCRVLAdapter,
+    Qwen35Adapter,
 ]
 """Families, in the order they are listed."""
 

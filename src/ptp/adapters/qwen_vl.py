@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class QwenVLAdapter(Adapter):
     """
 
     family = "Qwen2.5-VL / Qwen3-VL"
-    model_types = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
     regions = "windows of about 448 px; videos: frames"
     saliency = "received"
     has_cls = False
@@ -41,7 +41,7 @@ class QwenVLAdapter(Adapter):
         # Qwen2.5-VL only: blocks that attend to all patches, and the order in which patches go through the encoder.
         self.windowed = getattr(config.vision_config, "window_size", 0)
         self.whole_blocks = getattr(config.vision_config, "fullatt_block_indexes", range(self.vision_depth))
-        if config.model_type != "qwen2_5_vl":
+        if hasattr(self.vision, "deepstack_merger_list"):
             self.late_features = ("visual_pos_masks", "deepstack_visual_embeds")
 
     @property

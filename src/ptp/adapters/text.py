@@ -11,7 +11,7 @@ Part = Literal["q", "k", "v"]
 """Queries, keys or values."""
 TEXT_MODELS = (
     "qwen2", "qwen3", "qwen3_moe", "llama", "mistral", "phi3", "gemma3_text", "qwen2_5_vl_text", "qwen3_vl_text",
-    "qwen3_vl_moe_text",
+    "qwen3_vl_moe_text", "qwen3_5_text", "qwen3_5_moe_text",
     "glm4v_text", "glm4v_moe_text", "paddleocr_vl_text",
 )  # fmt: skip
 """Text models whose attention is q_proj / k_proj (/ q_norm / k_norm per head), or one qkv_proj, with rotary positions."""
@@ -31,6 +31,8 @@ class TextModel:
     Attributes:
         model: That module.
         layers: Its decoder layers.
+        attending: Numbers of the layers that attend. The others, in hybrid models, hand a state on from token to token: a token
+            that left is not in it, and padding between tokens would be.
         window: Tokens that its sliding-window layers see; None where there are none.
 
     Raises:
@@ -53,6 +55,12 @@ class TextModel:
                 "Use a checkpoint without it (use_sliding_window=false; for Mistral and Phi-3 sliding_window=null)."
             )
         self.model, self.layers, self.config = model, model.layers, config
+        self.attending = tuple(number for number, layer in enumerate(model.layers) if hasattr(layer, "self_attn"))
+
+    @property
+    def hybrid(self) -> bool:
+        """Whether some layers do not attend."""
+        return len(self.attending) < len(self.layers)
 
     def projection(self, layer: int, part: Part) -> nn.Module:
         """The module that puts out the queries, keys or values of a layer, before norms and positions; it may put out all."""
@@ -87,13 +95,15 @@ class TextModel:
             own, shared = self.config.num_attention_heads, self.config.num_key_value_heads
             start = {"q": 0, "k": own, "v": own + shared}[part]
             states = states[:, start : start + (own if part == "q" else shared)]
+        elif part == "q" and states.shape[1] == 2 * self.config.num_attention_heads:
+            states = states[:, ::2]  # a gate follows the query of each head
         norm = getattr(attention, f"{part}_norm", None)
         return states if norm is None else norm(states)
 
     def rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries or keys (B, H, S, D) at their rotary positions, (cos, sin) (B or 1, S, ...); or (axes, B or 1, S, D) where
         layers mix the axes themselves (Qwen2-VL and Qwen2.5-VL in transformers 5.16)."""
-        modeling = sys.modules[type(self.layers[0].self_attn).__module__]
+        modeling = sys.modules[type(self.layers[self.attending[0]].self_attn).__module__]
         if cos.dim() == 4:
             sections = self.config.rope_parameters["mrope_section"]
             return modeling.apply_multimodal_rotary_pos_emb(states[:, :1], states, cos, sin, sections)[1]

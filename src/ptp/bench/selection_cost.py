@@ -136,11 +136,10 @@ def _choose(adapter: Adapter, pruner: Pruner, signals: Signals) -> None:
     reads, stages = pruner.reads(adapter.vision_depth), pruner.stages(len(adapter.layers))
     prefill = _prefill(Setup(adapter, pruner, reads, None, stages), signals)
     prefill.see([look(adapter, reads.vision, signals)])
-    hidden, text = signals.hidden, TextReader(adapter, reads.probe)
+    hidden, text, places = signals.hidden, TextReader(adapter, reads.probe), prefill.remaining.places
     prefill.inputs = hidden if reads.inputs else None
     for stage in stages:
-        places = prefill.remaining.places
-        prefill.captured = _captured(adapter, prefill, stage.layer, hidden)
+        prefill.captured, prefill.captured_of = _captured(adapter, prefill, stage.layer, hidden), prefill.remaining.as_now()
         pictures = text.readable(prefill, stage.layer, hidden, adapter.text.model.rotary_emb(hidden, places), places)
         hidden = prefill.prune(stage, pictures, hidden)
 
@@ -148,7 +147,7 @@ def _choose(adapter: Adapter, pruner: Pruner, signals: Signals) -> None:
 def _captured(adapter: Adapter, prefill: Prefill, layer: int, hidden: Tensor) -> dict[Part, Tensor]:
     """What the runtime would keep of the layer below, were `hidden` its input: (1, S, ...), queries (1, R, ...)."""
     probe, text = prefill.setup.reads.probe, adapter.text
-    if probe is None or (source := probe.source(layer)) == layer:
+    if probe is None or (source := probe.source(layer, text.attending)) in (None, layer):
         return {}
     normed = text.normed(source, hidden)
     asked = {"q": take(normed, prefill.asked_slots(), dim=1)}

@@ -24,3 +24,6 @@ def models() -> None:
         "Checkpoints of InternVL in its authors' format: ptp convert. Another family: docs/add_a_model.md.",
     ):
         console.print(line, highlight=False, markup=False)
+    for adapter in ADAPTERS:
+        if adapter.limits:
+            console.print(f"{adapter.family}: {adapter.limits}", highlight=False, markup=False)

@@ -1,13 +1,14 @@
 """KV caches: which can be pruned, shortening them, and going on from a shortened one."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from ..errors import UnsupportedModelError
 from .gather import take
@@ -143,15 +144,24 @@ class PrunedLayer(DynamicLayer):
             self.record = self.record.rows(beam_idx)
 
 
+def with_slots(layers: Sequence[Any]) -> list[Any]:
+    """Those of a cache's layers that hold keys and values, one slot a token: what is pruned, measured and asked for the past.
+
+    The others hold what a recurrence has made of all tokens, of one size whatever it has seen. None of that can be taken out
+    again; layers from the one on that prunes are not given what left.
+    """
+    return [layer for layer in layers if isinstance(layer, CacheLayerMixin)]
+
+
 def record_of(cache: Cache | None) -> Record | None:
     """The record of a cache that was pruned."""
-    layers: list[Any] = cache.layers if cache is not None else []
+    layers = with_slots(cache.layers) if cache is not None else []
     return getattr(layers[0], "record", None) if layers else None
 
 
 def held(cache: Cache | None) -> int:
     """Slots that a cache holds."""
-    layers: list[Any] = cache.layers if cache is not None else []
+    layers = with_slots(cache.layers) if cache is not None else []
     return layers[0].keys.shape[-2] if layers and layers[0].is_initialized else 0
 
 
@@ -169,7 +179,8 @@ def check_cache(cache: Any, windowed: bool = False) -> None:
             DynamicLayer() if type(layer) is DynamicSlidingWindowLayer and not layer.is_initialized else layer
             for layer in cache.layers
         ]
-    if getattr(cache, "offloading", False) or any(type(layer) not in (DynamicLayer, PrunedLayer) for layer in cache.layers):
+    takes = (DynamicLayer, PrunedLayer, LinearAttentionLayer)
+    if getattr(cache, "offloading", False) or any(type(layer) not in takes for layer in cache.layers):
         kinds = sorted({type(layer).__name__ for layer in cache.layers})
         raise UnsupportedCacheError(
             f"Visual tokens can be pruned with DynamicCache only, got {type(cache).__name__} ({', '.join(kinds)}): other "
@@ -220,7 +231,7 @@ def window_masks(record: Record, cache: Any, mask: Any, blocks: Tensor, window: 
     Returns:
         (B, 1, new, held + new) each, by the names of layer types.
     """
-    (batch, new), seen, slots, like = blocks.shape, cache.get_seq_length(), held(cache), cache.layers[0].keys
+    (batch, new), seen, slots, like = blocks.shape, cache.get_seq_length(), held(cache), with_slots(cache.layers)[0].keys
     flat = continue_from(record, cache, torch.ones(batch, seen + new) if mask is None else mask, new)
     assert flat is not None  # a mask was given
     valid = flat[:, seen - slots :].bool().to(like.device)
@@ -238,8 +249,7 @@ def window_masks(record: Record, cache: Any, mask: Any, blocks: Tensor, window: 
 
 def compact_cache(cache: Cache, layers: int, start: int, index: Tensor) -> None:
     """Shorten the first `layers` layers of a cache, from slot `start` on, to `index` (B, S') counted from there."""
-    below: list[Any] = cache.layers[:layers]
-    for layer in below:
+    for layer in with_slots(cache.layers[:layers]):
         for name in ("keys", "values"):
             states = getattr(layer, name)
             short = take(states[:, :, start:], index, dim=2)
@@ -248,12 +258,11 @@ def compact_cache(cache: Cache, layers: int, start: int, index: Tensor) -> None:
 
 def finish_cache(cache: Cache, record: Record) -> None:
     """Let a cache that was shortened know what it has seen."""
-    layers: list[Any] = cache.layers
-    cache.layers = [PrunedLayer.of(layer, record) for layer in layers]
+    cache.layers = [PrunedLayer.of(layer, record) if isinstance(layer, CacheLayerMixin) else layer for layer in cache.layers]
 
 
 def cache_bytes(cache: Cache | None) -> int:
     """Bytes that the keys and values of a cache occupy."""
-    layers: list[Any] = cache.layers if cache is not None else []
+    layers = with_slots(cache.layers) if cache is not None else []
     tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values) if tensor is not None]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -143,7 +143,7 @@ class Engine:
             if number == 0 and self.setup.reads.inputs:
                 prefill.inputs = hidden
             if stage is not None:
-                embeddings, positions = map(remaining.shorten, (kwargs["position_embeddings"], kwargs.get("position_ids")))
+                embeddings, positions = kwargs["position_embeddings"], kwargs.get("position_ids")
                 pictures = self.text.readable(prefill, number, hidden, embeddings, positions)
                 with self.running.aside():  # a method may run the model itself
                     hidden = prefill.prune(stage, pictures, hidden)

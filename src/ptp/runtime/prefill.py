@@ -18,7 +18,7 @@ from ..adapters import Adapter, Span
 from ..adapters.text import Part
 from ..conversation import InstructionFinder
 from ..selection import Selection
-from .cache import Record, cache_bytes, compact_cache, finish_cache
+from .cache import Record, UnsupportedCacheError, cache_bytes, compact_cache, finish_cache
 from .check import check_selection
 from .gather import merge, take
 from .incoming import Held, Incoming
@@ -77,7 +77,7 @@ class Prefill:
         cache: The KV cache, None without one. held: What it held before.
         remaining: Which of the new tokens are left.
         spans, pictures: Where the pictures are, and what may be read of them. structures: Their line ends and tile markers.
-        captured: Outputs of projections in the layer below the next stage.
+        captured: Outputs of projections in the attending layer below the next stage. captured_of: What was left there.
         inputs: (B, S, D) what the first layer was given, where it is read later.
         late: Mask (B, S) and features of DeepStack, which the runtime adds in the model's place.
         selections: Of the newest stage. layer_tokens: Visual tokens that each layer works on.
@@ -99,6 +99,7 @@ class Prefill:
     pictures: list[Picture] = field(default_factory=list)
     structures: list[Structure] = field(default_factory=list)
     captured: dict[Part, Tensor] = field(default_factory=dict)
+    captured_of: Remaining | None = None
     inputs: Tensor | None = None
     late: tuple[Tensor, Sequence[Tensor]] | None = None
     selections: list[Selection] = field(default_factory=list)
@@ -129,9 +130,9 @@ class Prefill:
             spare[span.row, span.positions.cpu()] = False
         self.structures = [structure_of(span, spare[span.row], follow) for span in self.spans]
 
-    def asked_slots(self) -> Tensor:
-        """(B, R) where the scoring text tokens are in the current sequence; they never leave."""
-        return self.remaining.slots().gather(1, self.asked_places)
+    def asked_slots(self, remaining: Remaining | None = None) -> Tensor:
+        """(B, R) where the scoring text tokens are in the current sequence, or in another; they never leave."""
+        return (remaining or self.remaining).slots().gather(1, self.asked_places)
 
     def prune(self, stage: StageLike, pictures: Sequence[Picture], hidden: Tensor) -> Tensor:
         """Let the method choose at a stage; the others leave.
@@ -162,6 +163,11 @@ class Prefill:
         left = self.remaining.leave(stays)
         if left is None:
             return hidden  # the model runs exactly as it would alone: nothing is merged either
+        if self.setup.adapter.text.hybrid and self.held.seen and self.remaining.padded:
+            raise UnsupportedCacheError(
+                "Pictures that go on from a KV cache cannot be pruned in a batch whose rows are, or would be, of different "
+                "length: linear attention would run through the padding between. Prefill such rows one by one."
+            )
         if self.cache is not None:
             compact_cache(self.cache, stage.layer, self.held.valid.shape[1], left)
         return take(merged, left, dim=1)
@@ -176,12 +182,15 @@ class Prefill:
         self.layer_tokens = (*below, *(after,) * (len(self.setup.adapter.layers) - layer))
 
     def mask(self, layer: int, hidden: Tensor, given: Any) -> Any:
-        """The attention mask of the current sequence; layers of a kind share it.
+        """The attention mask of the current sequence; layers of a kind share it. Those that do not attend get (B, S'), where
+        rows are padded.
 
         Args:
             given: The layer's own. With sliding windows there may be more in it than what is causal; None is nothing more.
         """
         held, text = self.held, self.setup.adapter.text
+        if layer not in text.attending:
+            return self.remaining.valid.to(hidden.device) if self.remaining.padded else None
         if text.window is not None and given is not None:
             return self.remaining.shorten_mask(given, held.valid.shape[1])
 

@@ -1,7 +1,10 @@
 """What a method reads: it says so in one place, and is given exactly that."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from ..errors import UnsupportedModelError
 
 AttentionKind = Literal["either", "cls", "received", "logits"]
 
@@ -33,7 +36,8 @@ class TextProbe:
         rows: Who is asked: the "instruction"; the "last" token of the prompt; all text "behind" the row's pictures, template
             included; "all" text of the row.
         layer: Whose queries and keys: of the layer "below" the one where tokens leave (before the language model, where there
-            is none: of its first layer); or "here", of the one where they leave.
+            is none: of its first layer); or "here", of the one where they leave. Where that one does not attend, the nearest
+            below it that does.
         rotary: Whether queries and keys carry their rotary positions. Without, what a KV cache holds cannot be compared, and
             attention is shared out among the new tokens only.
         reduce: How the rows are combined.
@@ -51,9 +55,23 @@ class TextProbe:
         """Of queries, keys and values those that are needed."""
         return ("q", "k", "v") if self.values else ("q", "k")
 
-    def source(self, layer: int) -> int:
-        """The layer whose queries and keys are compared where tokens leave at `layer`."""
-        return layer if layer == 0 or self.layer == "here" else layer - 1
+    def source(self, layer: int, attending: Sequence[int]) -> int | None:
+        """The layer whose queries and keys are compared where tokens leave at `layer`; None where there is none.
+
+        Args:
+            attending: Numbers of the layers that attend, ascending.
+        """
+        last = layer if layer == 0 or self.layer == "here" else layer - 1
+        return max((number for number in attending if number <= last), default=None)
+
+
+def no_attention(layer: int, attending: Sequence[int]) -> UnsupportedModelError:
+    """The error that no layer up to `layer`, where tokens leave, can say what text attends to."""
+    return UnsupportedModelError(
+        f"What text attends to cannot be read where tokens leave at layer {layer}: the first layer that attends is "
+        f"{attending[0]}. Prune at layer {attending[0] + 1} or later, or by what needs no attention (PyramidPruner: "
+        'relevance="similarity", or prune_layer=0 without relevance).'
+    )
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ Tokens are counted in three ways, and names say which:
 - *slot*: where in the sequence that the layers work on now, 0 to S' - 1. A token that left has none.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,11 @@ class Remaining:
         order = torch.arange(self.places.shape[1], device=slots.device).expand_as(self.places)
         return slots.scatter_reduce_(1, self.places, order * self.valid, reduce="amax")
 
+    def hold(self) -> Tensor:
+        """(B, S) bool: which places hold a token that is left."""
+        found = self.places.new_zeros(len(self.places), self._prompt_length)
+        return found.scatter_add_(1, self.places, self.valid.long()) > 0
+
     def leave(self, stays: Tensor) -> Tensor | None:
         """Let tokens leave.
 
@@ -63,8 +69,12 @@ class Remaining:
             return None
         slots, valid = compact(here)
         self.places, self.valid, self.shorter = self.places.gather(1, slots), valid, True
-        self._made.clear()
+        self._made = {}  # not cleared: `as_now` shares it
         return slots
+
+    def as_now(self) -> "Remaining":
+        """The tokens that are left, whatever leaves later."""
+        return copy.copy(self)
 
     def shorten(self, argument: Any) -> Any:
         """A layer's positions (B or 1, S, ...) or (axes, B or 1, S, D), or a tuple of such, at the tokens that are left."""

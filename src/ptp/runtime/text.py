@@ -12,11 +12,13 @@ from torch.utils.hooks import RemovableHandle
 from .. import scoring
 from ..adapters import Adapter, Span
 from ..adapters.text import Part
+from ..errors import UnsupportedModelError
 from .gather import take, take_positions
 from .hooks import Hook
 from .picture import Picture
 from .prefill import Prefill
-from .reads import TextProbe
+from .reads import TextProbe, no_attention
+from .remaining import Remaining
 
 
 @dataclass
@@ -25,7 +27,7 @@ class AtStage:
 
     Attributes:
         layer: The layer. hidden: (B, S', D) its input.
-        embeddings: (cos, sin) of its rotary positions, (B or 1, S', ...) or (axes, B or 1, S', D).
+        embeddings: (cos, sin) of the rotary positions of all new tokens, (B or 1, S, ...) or (axes, B or 1, S, D).
         positions: These themselves, None where the model keeps them to itself.
     """
 
@@ -45,8 +47,22 @@ class AtStage:
 
     @cached_property
     def source(self) -> int:
-        """The layer whose queries and keys the probe compares."""
-        return self.layer if self.probe is None else self.probe.source(self.layer)
+        """The layer whose queries and keys the probe compares.
+
+        Raises:
+            UnsupportedModelError: there is none.
+        """
+        assert self.probe is not None
+        attending = self.adapter.text.attending
+        if (found := self.probe.source(self.layer, attending)) is None:
+            raise no_attention(self.layer, attending)
+        return found
+
+    @cached_property
+    def seen(self) -> Remaining:
+        """The tokens that the layer saw whose queries and keys the probe compares."""
+        captured = None if self.source == self.layer else self.prefill.captured_of
+        return captured or self.prefill.remaining
 
     def attention(self, row: int, chosen: Tensor | None) -> Tensor:
         """(S,) attention in one batch row on every new token, zero for those already gone.
@@ -68,21 +84,27 @@ class AtStage:
         Rotary positions are counted from the row's first token, so that padding changes no key.
         """
         assert self.probe is not None
-        keys, remaining, text = self._compared[1], self.prefill.remaining, self.adapter.text
-        keys = keys[row : row + 1, :, keys.shape[2] - remaining.places.shape[1] + slots]
+        keys, seen, text = self._compared[1], self.seen, self.adapter.text
+        slots = seen.slots()[row, self.prefill.remaining.places[row, slots]]
+        keys = keys[row : row + 1, :, keys.shape[2] - seen.places.shape[1] + slots]
         if self.probe.rotary:
-            first = remaining.valid[row].int().argmax()
-            turns = text.positions(self.source, self.embeddings, self.hidden, self.positions)
-            cos, sin = (part[..., min(row, part.shape[-3] - 1), first, :][..., None, None, :] for part in turns)
+            first = seen.valid[row].int().argmax()
+            cos, sin = (part[..., min(row, part.shape[-3] - 1), first, :][..., None, None, :] for part in self._turns)
             length = (cos.square() + sin.square()).sqrt()  # models that see far scale both
             keys = text.rotate(keys, cos / length, -sin / length)
         return keys[0].transpose(0, 1).flatten(1)
+
+    @cached_property
+    def _turns(self) -> tuple[Tensor, Tensor]:
+        """(cos, sin) of what the probed layer saw, (B or 1, S', ...)."""
+        given, places = map(self.seen.shorten, (self.embeddings, self.positions))
+        return self.adapter.text.positions(self.source, given, self.hidden, places)
 
     def _score(self, valid: Tensor, rows: slice) -> Tensor:
         """Attention (.., S) in some batch rows, from the True ones of the probed text tokens (B, R); softmax over all seen."""
         assert self.probe is not None
         prefill, text, source = self.prefill, self.adapter.text, self.source
-        held, remaining = prefill.held, prefill.remaining
+        held, remaining = prefill.held, self.seen
         queries, keys, weights = self._compared
         cached = keys.shape[2] - remaining.places.shape[1]
         visible = torch.cat([held.valid[:, :cached], remaining.valid], dim=1)
@@ -90,30 +112,31 @@ class AtStage:
         if window is not None:  # counted in the unpruned sequence
             places = torch.cat([held.places[:, :cached], held.seen + remaining.places], dim=1)
             reach = (held.seen + prefill.asked_places[:, :, None] - places[:, None] < window)[rows]
-        slots, scale = prefill.asked_slots() + cached, text.scale(source)
+        slots, scale = prefill.asked_slots(remaining) + cached, text.scale(source)
         weights = None if weights is None else weights[rows]
         scores = scoring.instruction_relevance(
             queries[rows], keys[rows], slots[rows], valid[rows], visible[rows], scale, self.probe.reduce, reach, weights
         )[:, cached:]
         unpruned = scores.new_zeros(len(scores), prefill.input_ids.shape[1])
-        return unpruned.scatter_add_(1, remaining.places[rows], scores * remaining.valid[rows])
+        unpruned.scatter_add_(1, remaining.places[rows], scores * remaining.valid[rows])
+        return unpruned if remaining.places is prefill.remaining.places else unpruned * prefill.remaining.hold()[rows]
 
     @cached_property
     def _compared(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Queries (B, H, R, D), keys (B, H / g, held + S', D), and the values' norms (B, H / g, held + S') where they weigh."""
         assert self.probe is not None
         prefill, text, source, probe = self.prefill, self.adapter.text, self.source, self.probe
-        rows = prefill.asked_slots()
+        rows = prefill.asked_slots(self.seen)
         if source == self.layer:
             normed = text.normed(source, self.hidden)
             outputs: dict[Part, Tensor] = {part: text.projection(source, part)(normed) for part in probe.parts if part != "q"}
             outputs["q"] = text.projection(source, "q")(take(normed, rows, dim=1))
         else:
-            outputs = {part: prefill.captured.pop(part) for part in probe.parts}
+            outputs = prefill.captured
         queries, keys = text.heads(source, outputs["q"], "q"), text.heads(source, outputs["k"], "k")
         norms = text.heads(source, outputs["v"], "v").float().norm(dim=-1) if probe.values else None
         if probe.rotary:
-            cos, sin = text.positions(source, self.embeddings, self.hidden, self.positions)
+            cos, sin = self._turns
             queries = text.rotate(queries, take_positions(cos, rows), take_positions(sin, rows))
             keys = text.rotate(keys, cos, sin)
             cached = prefill.held.valid.shape[1]
@@ -159,6 +182,11 @@ class PictureReadings:
         if self.stage.probe is not None:
             return self.stage.keys(self.span.row, self._slots())
         text, layer = self.stage.adapter.text, self.stage.layer
+        if layer not in text.attending:
+            raise UnsupportedModelError(
+                f"Layer {layer} does not attend: it has no keys to read. Prune at one that does: "
+                f"{', '.join(map(str, text.attending))}."
+            )
         projected = text.projection(layer, "k")(text.normed(layer, self.states()[None]))
         return text.heads(layer, projected, "k").transpose(1, 2).flatten(2)[0]
 
@@ -208,7 +236,8 @@ class TextReader:
         """Put the hooks on the layers below those of the stages, one by one; `running` tells which prefill is on its way."""
         if self.probe is None:
             return
-        for below in {source for layer in layers if (source := self.probe.source(layer)) != layer}:
+        sources = {layer: self.probe.source(layer, self.adapter.text.attending) for layer in layers}
+        for below in {source for layer, source in sources.items() if source is not None and source != layer}:
             for part in self.probe.parts:
                 module = self.adapter.text.projection(below, part)
                 yield module.register_forward_hook(Hook(self._capture(part, running)))
@@ -217,6 +246,7 @@ class TextReader:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             if (prefill := running()) is not None:
                 prefill.captured[part] = take(output, prefill.asked_slots(), dim=1) if part == "q" else output
+                prefill.captured_of = prefill.remaining.as_now()
 
         return hook
 

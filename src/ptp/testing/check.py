@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ..adapters import adapter_for
+from ..adapters import Adapter, adapter_for
 from ..methods import PyramidPruner
 from ..pruner import Pruner
 from .encoder import attention
 from .report import Check, CheckFailed, Report
 from .small import SIZES, photo
 from .subject import Encode, Subject, by_chat_template
-from .text_oracles import attentions, batch, decode, depths, keep_all, masking, nothing_left, relevance
+from .text_oracles import attentions, batch, decode, depths, keep_all, masking, nothing_left, read_depths, relevance
 from .vision_oracles import boxes, encoder, layout, saliency
 
 CHECKS: dict[str, Callable[[Subject], Iterator[Check]]] = {
@@ -80,7 +80,7 @@ def _subject(
 ) -> Subject:
     _ready(model)
     pictures = tuple(pictures or [photo(number, size) for number, size in enumerate(SIZES)])
-    pruners = tuple(pruners or _pruners(len(adapter_for(model).layers), pictures))
+    pruners = tuple(pruners or _pruners(adapter_for(model), pictures))
     subject = Subject(model, processor, encode or by_chat_template(processor), pictures, pruners, tolerance)
     try:
         subject.inputs(([subject.picture(0)], "What is it?"), ([], "Hello"))
@@ -100,11 +100,13 @@ def _ready(model: Any) -> None:
         raise ValueError(f"The model must be in float32, got {dtype}: rounding would hide mistakes. Call model.float().")
 
 
-def _pruners(layers: int, pictures: Sequence[Image.Image]) -> list[Pruner]:
+def _pruners(adapter: Adapter, pictures: Sequence[Image.Image]) -> list[Pruner]:
     window = max(1, max(pictures[0].size) // 3)
     shared: dict[str, Any] = dict(keep_ratio=0.3, window=window)
     made: list[Pruner] = []
-    for layer in depths(layers):
+    read = read_depths(adapter)
+    for layer in depths(len(adapter.layers)):
         made.append(PyramidPruner(prune_layer=layer, alpha=0, **shared))
-        made.append(PyramidPruner(prune_layer=layer, relevance="attention", **shared))
+        if layer in read:
+            made.append(PyramidPruner(prune_layer=layer, relevance="attention", **shared))
     return made

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..adapters import adapter_for
 from ..pruner import Pruner, Stage
 from ..runtime import Picture
+from ..runtime.hooks import Shadow
 from ..selection import Selection
 
 
@@ -19,12 +20,16 @@ from ..selection import Selection
 def blinded(model: Any, padding: Tensor, *gone: tuple[Mapping[int, Tensor], int | None]) -> Iterator[None]:
     """The model whose tokens do not see those in `gone`; nothing is removed.
 
+    A layer that does not attend cannot be blinded by a mask: it is run on the tokens that are not in `gone`, row by row and one
+    after another, as if there had never been any others.
+
     Args:
         padding: (B, S) bool, False for padding.
         gone: Pairs of dropped tokens (B, S), by the first layer they are missing in, and the length of their prompt. What
-            comes after it goes on from compacted caches, and sees the dropped tokens in no layer.
+            comes after it goes on from compacted caches, and sees the dropped tokens in no layer that attends.
     """
-    layers, length, device = adapter_for(model).layers, padding.shape[1], padding.device
+    text = adapter_for(model).text
+    layers, length, device = text.layers, padding.shape[1], padding.device
     causal, order = torch.ones(length, length, device=device).tril().bool(), torch.arange(length, device=device)
 
     def hook(number: int, module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -39,7 +44,22 @@ def blinded(model: Any, padding: Tensor, *gone: tuple[Mapping[int, Tensor], int 
         mask = torch.zeros(seen.shape, device=device).masked_fill(~seen, -1e30)[:, None]
         return args, kwargs | {"attention_mask": mask}
 
-    handles = [layer.register_forward_pre_hook(functools.partial(hook, n), with_kwargs=True) for n, layer in enumerate(layers)]
+    def alone(number: int, forward: Any, hidden: Tensor, **kwargs: Any) -> Tensor:
+        stays = padding.clone()
+        for dropped, _ in gone:
+            for layer, tokens in dropped.items():
+                stays &= ~(tokens.to(device) & (layer <= number))
+        output, own = hidden.clone(), kwargs | {"attention_mask": None, "past_key_values": None}  # rows share no state
+        for row, here in enumerate(stays):
+            output[row, here] = forward(hidden[row : row + 1, here], **own)[0]
+        return output
+
+    handles: list[Any] = []
+    for n, layer in enumerate(layers):
+        if n in text.attending:
+            handles.append(layer.register_forward_pre_hook(functools.partial(hook, n), with_kwargs=True))
+        else:
+            handles.append(Shadow(layer, "forward", functools.partial(alone, n, layer.forward)))
     try:
         yield
     finally:

@@ -41,7 +41,7 @@ def by_chat_template(processor: Any) -> Encode:
 
 @dataclass(frozen=True)
 class Signals:
-    """What a method can read of a picture: (N,) of each vision layer, (N,) of the text, (T, D) of its regions."""
+    """What a method can read of a picture: (N,) of each vision layer, (N,) of the text if asked, (T, D) of its regions."""
 
     layout: Layout
     saliency: tuple[Tensor, ...]
@@ -51,9 +51,10 @@ class Signals:
 
 @dataclass(frozen=True, kw_only=True)
 class Listener(Pruner):
-    """Keeps what it may read in `heard`."""
+    """Keeps what it may read in `heard`; of the text only where it `asks`."""
 
     layers: tuple[int, ...] = (-1,)
+    asks: bool = False
     prune_layer: int = 0
     heard: list[Signals] = field(default_factory=list)
 
@@ -61,11 +62,12 @@ class Listener(Pruner):
         return (Stage(self.prune_layer, self.keep_ratio),)
 
     def reads(self, vision_depth: int) -> Reads:
-        return Reads(tuple(map(VisionRead, self.layers)), TextProbe("instruction"))
+        return Reads(tuple(map(VisionRead, self.layers)), TextProbe("instruction") if self.asks else None)
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         saliency = tuple(signal.saliency.cpu() for signal in picture.vision)
-        self.heard.append(Signals(picture.layout, saliency, picture.text_attention.cpu(), picture.embeddings))
+        relevance = picture.text_attention.cpu() if self.asks else torch.empty(0)
+        self.heard.append(Signals(picture.layout, saliency, relevance, picture.embeddings))
         count = total_budget(stage.keep_ratio, picture.tokens)
         kept = torch.linspace(0, picture.tokens - 1, count).round().long()
         return Selection(kept, picture.count_per_tile(kept))

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
+from ..adapters import Adapter
 from ..pruner import Pruner
 from .encoder import attention
 from .masking import blinded, drops, extended, merged, watched
@@ -17,18 +18,20 @@ NEW_TOKENS = 4
 
 @torch.no_grad()
 def relevance(subject: Subject) -> Iterator[Check]:
-    """What the instruction attends to is what the eager model's own maps say, from the layer below the one that prunes."""
-    model, inputs = subject.model, subject.one
+    """What the instruction attends to is what the eager model's own maps say, of the last that attends below the layer that
+    prunes."""
+    model, inputs, attending = subject.model, subject.one, subject.adapter.text.attending
     (asked,) = (row.nonzero()[:, 0] for row in subject.asked(inputs))
     with attention(model, "eager"):
         maps = [each[0].mean(dim=0) for each in model(**inputs, output_attentions=True).attentions]
-    for layer in depths(len(subject.adapter.layers)):
+    for layer in read_depths(subject.adapter):
         for name in ("eager", "sdpa"):
-            listener = replace(subject.listener, prune_layer=layer, heard=[])
+            listener = replace(subject.listener, prune_layer=layer, asks=True, heard=[])
             with attention(model, name):
                 _, trace = subject.prune(listener, inputs)
             places = trace.images[0].positions.to(asked.device)
-            expected = maps[max(layer - 1, 0)][asked][:, places].amax(dim=0).cpu()
+            below = sum(number < layer for number in attending)
+            expected = maps[max(below - 1, 0)][asked][:, places].amax(dim=0).cpu()
             found = listener.heard[0].relevance
             yield near("relevance", f"prune_layer={layer}, {name}", found, expected, subject.tolerance, "relevance")
 
@@ -36,6 +39,12 @@ def relevance(subject: Subject) -> Iterator[Check]:
 def depths(layers: int) -> list[int]:
     """0, 2 and the middle, as far as there are so many layers."""
     return sorted({layer for layer in (0, 2, layers // 2) if layer < layers})
+
+
+def read_depths(adapter: Adapter) -> list[int]:
+    """Those of `depths` where a method can read what text attends to: 0 if layer 0 attends, the others if one below does."""
+    first, found = adapter.text.attending[0], depths(len(adapter.layers))
+    return [layer for layer in found if first < layer or layer == first == 0]
 
 
 def attentions(subject: Subject) -> Iterator[Check]:

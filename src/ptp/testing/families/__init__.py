@@ -9,12 +9,13 @@ from .llava_next import LLAVA_NEXT
 from .llava_onevision import LLAVA_ONEVISION
 from .ovis2 import OVIS2
 from .paddleocr_vl import PADDLEOCR_VL
+from .qwen3_5 import QWEN3_5
 from .qwen_vl import QWEN2_5_VL, QWEN3_VL
 
 for family in (
     INTERNVL, LLAVA_NEXT, LLAVA_ONEVISION, SMOLVLM, IDEFICS3, QWEN2_5_VL, QWEN3_VL, GEMMA3, OVIS2,
     GLM_4_1V, GLM_4_5V, GLM_4_6V,
-    PADDLEOCR_VL,
+    PADDLEOCR_VL, QWEN3_5,
 ):  # fmt: skip
     register_family(family)
 

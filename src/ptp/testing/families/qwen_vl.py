@@ -20,12 +20,13 @@ MARKERS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
 
-def config(scale: Scale, config_class: type, text: str, **vision: Any) -> Any:
-    """Pictures whole, their patches packed; 2 x 2 of them are a token."""
+def config(scale: Scale, config_class: type, text: str, more: dict[str, Any] | None = None, **vision: Any) -> Any:
+    """Pictures whole, their patches packed; 2 x 2 of them are a token. `more` is of the language model."""
     sizes = dict(hidden_size=scale.hidden, depth=scale.layers, num_heads=scale.heads, intermediate_size=scale.mlp)
     merge = dict(out_hidden_size=scale.text["hidden_size"], spatial_merge_size=2, temporal_patch_size=2)
     return config_class(
-        vision_config=sizes | merge | vision, text_config=scale.language(text, rope_parameters=scale.mrope()),
+        vision_config=sizes | merge | vision,
+        text_config=scale.language(text, **{"rope_parameters": scale.mrope(), **(more or {})}),
         image_token_id=token_id("<|image_pad|>"), video_token_id=token_id("<|video_pad|>"),
         vision_start_token_id=token_id("<|vision_start|>"), vision_end_token_id=token_id("<|vision_end|>"),
         tie_word_embeddings=False,
@@ -42,7 +43,7 @@ def qwen2_5(scale: Scale) -> Any:
 def qwen3(scale: Scale) -> Any:
     """Features of its earlier vision layers are added inside the language model (DeepStack)."""
     side, deep = (48, [2, 5, 8]) if scale.real else (8, [0, 1])
-    settings = dict(patch_size=16, num_position_embeddings=side**2, deepstack_visual_indexes=deep)
+    settings: dict[str, Any] = dict(patch_size=16, num_position_embeddings=side**2, deepstack_visual_indexes=deep)
     return config(scale, Qwen3VLConfig, "qwen3_vl_text", **settings)
 
 
