@@ -2,7 +2,7 @@
 
 The templates are written here. What they must render is what these publish: `chat_template.json` of llava-v1.6-mistral-7b-hf
 and -vicuna-7b-hf, llava-onevision-qwen2-0.5b-ov-hf, Qwen2-VL-2B-Instruct, Qwen3.5-35B-A3B, gemma-3-4b-it and SmolVLM-Instruct,
-and `chat_template.jinja` of GLM-4.1V-9B-Thinking, GLM-4.5V and PaddleOCR-VL, as quoted in public code; transformers' default for
+and `chat_template.jinja` of GLM-4.1V-9B-Thinking, GLM-4.5V and PaddleOCR-VL, as quoted in public code; transformers' own for
 SmolVLM; and, by what is in use for them elsewhere, InternVL, llava-v1.6-34b-hf, llama3-llava-next-8b-hf, Idefics3 and Mistral's
 own.
 """
