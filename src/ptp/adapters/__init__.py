@@ -12,6 +12,7 @@ from .llava import LlavaAdapter
 from .ovis2 import Ovis2Adapter
 from .qwen_vl import QwenVLAdapter
 from .smolvlm import SmolVLMAdapter
+from .text_check import check_rows
 
 ADAPTERS: list[type[Adapter]] = [InternVLAdapter, LlavaAdapter, SmolVLMAdapter, QwenVLAdapter, Gemma3Adapter, Ovis2Adapter]
 """Families, in the order they are listed."""
@@ -69,5 +70,6 @@ def adapter_for(model: PreTrainedModel, read: Callable[[list[int]], str] = lambd
             "...ForConditionalGeneration that generate is called on, not its .model."
         )
     adapter = family(model)
+    check_rows(adapter.text, adapter.family)
     adapter.read = read
     return adapter

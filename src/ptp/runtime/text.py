@@ -99,6 +99,7 @@ class AtStage:
         if probe.rotary:
             cos, sin = text.positions(source, self.embeddings, self.hidden, self.positions)
             queries = text.rotate(queries, take(cos, rows, dim=1), take(sin, rows, dim=1))
+            queries = text.at_places(queries, None if self.positions is None else take(self.positions, rows, dim=1))
             keys = text.rotate(keys, cos, sin)
             cached = prefill.held.valid.shape[1]
             if cached and prefill.cache is not None:
