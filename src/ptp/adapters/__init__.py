@@ -9,12 +9,23 @@ from .base import Adapter, Layout, Modality, QueryKey, Span, Tile
 from .gemma3 import Gemma3Adapter
 from .internvl import InternVLAdapter
 from .llava import LlavaAdapter
+from .llava15 import Llava15Adapter
 from .ovis2 import Ovis2Adapter
+from .pixtral import PixtralAdapter
 from .qwen_vl import QwenVLAdapter
 from .smolvlm import SmolVLMAdapter
 from .text_check import check_rows
 
-ADAPTERS: list[type[Adapter]] = [InternVLAdapter, LlavaAdapter, SmolVLMAdapter, QwenVLAdapter, Gemma3Adapter, Ovis2Adapter]
+ADAPTERS: list[type[Adapter]] = [
+    InternVLAdapter,
+    LlavaAdapter,
+    SmolVLMAdapter,
+    QwenVLAdapter,
+    Gemma3Adapter,
+    Ovis2Adapter,
+    Llava15Adapter,
+    PixtralAdapter,
+]
 """Families, in the order they are listed."""
 
 __all__ = [
