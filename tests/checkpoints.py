@@ -11,6 +11,7 @@ from chat_templates import (
     IDEFICS3,
     INTERNVL,
     MISTRAL,
+    MISTRAL3,
     MISTRAL_LAST,
     NEXT_LLAMA3,
     NEXT_MISTRAL,
@@ -102,11 +103,17 @@ QWEN = (*CHATML, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video
 AROUND, TILE = "<fake_token_around_image>", "<image>" * 4
 SPLIT = f"{AROUND}<row_1_col_1>{TILE}{AROUND}<row_1_col_2>{TILE}\n\n{AROUND}<global-img>{TILE}{AROUND}"
 QWEN_PICTURE = {"<|image_pad|>": "<|image_pad|>" * 8}
+TEKKEN = ("</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]", "[IMG_BREAK]", "[IMG_END]")
+LINES = {"[IMG]": "[IMG][IMG][IMG][IMG_BREAK][IMG][IMG][IMG][IMG_END]"}
 LLAVA_PICTURE = {"<image>": "<image>" * 8}
 
 
 def _qwen() -> PreTrainedTokenizerFast:
     return byte_level(*QWEN, plain=("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"))
+
+
+def _tekken() -> PreTrainedTokenizerFast:
+    return byte_level(*TEKKEN, bos="<s>")
 
 
 CHECKPOINTS = {
@@ -157,6 +164,9 @@ CHECKPOINTS = {
         "<image_soft_token>", GEMMA3, GEMMA3,
         {"<start_of_image>": f"\n\n<start_of_image>{'<image_soft_token>' * 8}<end_of_image>\n\n"},
     ),
+    "llava-1.5": Checkpoint(lambda: sentencepiece("</s>", "<image>"), "<image>", NEXT_VICUNA, None, LLAVA_PICTURE, "role"),
+    "qwen2-vl": Checkpoint(_qwen, "<|image_pad|>", QWEN2_5_VL, QWEN2_5_VL, QWEN_PICTURE, "role"),
+    "mistral3": Checkpoint(_tekken, "[IMG]", MISTRAL3, MISTRAL3, LINES),
 }  # fmt: skip
 
 
