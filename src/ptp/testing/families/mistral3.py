@@ -16,10 +16,10 @@ def config(scale: Scale) -> Any:
     length = 16384 if scale.real else 32
     yarn = {"rope_type": "yarn", "factor": 16.0, "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0}
     rope = yarn | {"rope_theta": 1e6, "original_max_position_embeddings": length, "llama_4_scaling_beta": 0.1}
+    text = scale.language("ministral3", rope_parameters=rope, max_position_embeddings=16 * length)
     vision = PixtralVisionConfig(**scale.vision(), image_size=1540 if scale.real else 224, patch_size=14)
     return Mistral3Config(
-        vision_config=vision, text_config=scale.language("ministral3", rope_parameters=rope),
-        image_token_index=token_id("[IMG]"), vision_feature_layer=-1, spatial_merge_size=2, tie_word_embeddings=False,
+        vision_config=vision, text_config=text, image_token_index=token_id("[IMG]"), vision_feature_layer=-1, spatial_merge_size=2, tie_word_embeddings=False,
     )  # fmt: skip
 
 
