@@ -19,7 +19,8 @@ def config(scale: Scale) -> Any:
     text = scale.language("ministral3", rope_parameters=rope, max_position_embeddings=16 * length)
     vision = PixtralVisionConfig(**scale.vision(), image_size=1540 if scale.real else 224, patch_size=14)
     return Mistral3Config(
-        vision_config=vision, text_config=text, image_token_index=token_id("[IMG]"), vision_feature_layer=-1, spatial_merge_size=2, tie_word_embeddings=False,
+        vision_config=vision, text_config=text, image_token_index=token_id("[IMG]"),
+        vision_feature_layer=-1, spatial_merge_size=2, tie_word_embeddings=False,
     )  # fmt: skip
 
 
