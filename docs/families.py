@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import ptp
 from ptp.report.overlay import draw_grid, keep, token_map
@@ -55,13 +55,15 @@ def main() -> None:
     axes.flat[0].set_title("where the score is planted")
     for axis, family in zip(axes.flat[1:], FAMILIES.values(), strict=False):
         model, processor = family.build(SMALL), family.processor(SMALL)
-        inputs = family.encode(processor, [([shown.resize((1800, 2 * shown.height))], "What is it?")])
+        width, height = family.shape(shown.size)
+        seen = ImageOps.fit(shown, (width, height))  # the middle, of which boxes are fractions
+        inputs = family.encode(processor, [([seen.resize((2 * width, 2 * height))], "What is it?")])
         with torch.no_grad(), Planted(keep_ratio=0.1)(model, tokenizer()) as trace:
             model(**inputs)
         (image,) = trace.images
         chosen = np.zeros(image.num_tokens, bool)
         chosen[image.kept.numpy()] = True
-        panel = keep(shown, token_map(image, chosen, shown.size))
+        panel = keep(seen, token_map(image, chosen, seen.size))
         draw_grid(panel, image)
         axis.imshow(panel)
         tiles = "x".join(map(str, image.grid or (1, 1)))

@@ -4,7 +4,8 @@ The templates are written here. What they must render is what these publish: `ch
 and -vicuna-7b-hf, llava-onevision-qwen2-0.5b-ov-hf, Qwen2-VL-2B-Instruct, Qwen3.5-35B-A3B, gemma-3-4b-it and SmolVLM-Instruct,
 and `chat_template.jinja` of GLM-4.1V-9B-Thinking, GLM-4.5V and PaddleOCR-VL, as quoted in public code; transformers' own for
 SmolVLM; and, by what is in use for them elsewhere, InternVL, llava-v1.6-34b-hf, llama3-llava-next-8b-hf, Idefics3 and Mistral's
-own.
+own. llava-1.5-7b-hf renders what llava-v1.6-vicuna-7b-hf does; Mistral-Small-3.1-24B-Instruct-2503, by quotes of what it renders,
+has a system prompt of its own that tells the date.
 """
 
 
@@ -237,4 +238,19 @@ PADDLEOCR_VL = _filled(
     pictures=_filled(PICTURES, image="<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>"),
     texts=_filled(TEXTS, text="part.text"),
     lines=_filled(TEXTS, text="part.text + '\\n'"),
+)
+MISTRAL3 = _filled(
+    """{%- set guide = 'You are Mistral Small 3.1.\\n\\nThe current date is ' + strftime_now('%Y-%m-%d') + '.' -%}
+{%- macro words(message) -%}
+{%- if message.content is string %}{{ message.content }}{% else %}@parts@{% endif -%}
+{%- endmacro -%}
+{%- if messages[0].role == 'system' -%}{%- set guide = words(messages[0]) -%}{%- set messages = messages[1:] -%}{%- endif -%}
+{{ bos_token }}{{ '[SYSTEM_PROMPT]' + guide + '[/SYSTEM_PROMPT]' }}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}{{ '[INST]' + words(message) + '[/INST]' }}
+{%- elif message.role == 'system' -%}{{ '[SYSTEM_PROMPT]' + words(message) + '[/SYSTEM_PROMPT]' }}
+{%- elif message.role == 'assistant' -%}{{ words(message) + '</s>' }}
+{%- else -%}{{ raise_exception('roles') }}{%- endif -%}
+{%- endfor -%}""",
+    parts=_filled(IN_ORDER, image="[IMG]", video="[IMG]"),
 )

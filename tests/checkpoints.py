@@ -13,6 +13,7 @@ from chat_templates import (
     IDEFICS3,
     INTERNVL,
     MISTRAL,
+    MISTRAL3,
     MISTRAL_LAST,
     NEXT_LLAMA3,
     NEXT_MISTRAL,
@@ -106,6 +107,8 @@ QWEN = (*CHATML, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video
 AROUND, TILE = "<fake_token_around_image>", "<image>" * 4
 SPLIT = f"{AROUND}<row_1_col_1>{TILE}{AROUND}<row_1_col_2>{TILE}\n\n{AROUND}<global-img>{TILE}{AROUND}"
 QWEN_PICTURE = {"<|image_pad|>": "<|image_pad|>" * 8}
+TEKKEN = ("</s>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG]", "[IMG_BREAK]", "[IMG_END]")
+LINES = {"[IMG]": "[IMG][IMG][IMG][IMG_BREAK][IMG][IMG][IMG][IMG_END]"}
 LLAVA_PICTURE = {"<image>": "<image>" * 8}
 GLM = (
     "<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<|begin_of_image|>",
@@ -127,6 +130,10 @@ def _glm() -> PreTrainedTokenizerFast:
 def _qwen3_5() -> PreTrainedTokenizerFast:
     plain = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
     return byte_level(*QWEN, plain=plain)
+
+
+def _tekken() -> PreTrainedTokenizerFast:
+    return byte_level(*TEKKEN, bos="<s>")
 
 
 CHECKPOINTS = {
@@ -184,6 +191,9 @@ CHECKPOINTS = {
         lambda: sentencepiece(*PADDLE), "<|IMAGE_PLACEHOLDER|>", PADDLEOCR_VL, PADDLEOCR_VL,
         {"<|IMAGE_PLACEHOLDER|>": "<|IMAGE_PLACEHOLDER|>" * 8},
     ),
+    "llava-1.5": Checkpoint(lambda: sentencepiece("</s>", "<image>"), "<image>", NEXT_VICUNA, None, LLAVA_PICTURE, "role"),
+    "qwen2-vl": Checkpoint(_qwen, "<|image_pad|>", QWEN2_5_VL, QWEN2_5_VL, QWEN_PICTURE, "role"),
+    "mistral3": Checkpoint(_tekken, "[IMG]", MISTRAL3, MISTRAL3, LINES),
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import CLIPVisionConfig, VipLlavaConfig, VipLlavaForConditionalGeneration
 
 import ptp
 from ptp.adapters import ADAPTERS
@@ -41,22 +41,23 @@ def test_pages_show_the_committed_results():
 
 
 def test_the_model_families_of_the_documentation_prune(capsys):
-    """LLaVA 1.5, and Qwen3-VL with pictures whole, by the adapters as written; `check_adapter` passes both."""
+    """ViP-LLaVA, and Qwen3-VL with pictures whole, by the adapters as written; `check_adapter` passes both."""
     vision = CLIPVisionConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=2, intermediate_size=64, patch_size=14)
-    model = LlavaForConditionalGeneration._from_config(LlavaConfig(vision_config=vision, text_config=SMALL.language("llama")))
-    with pytest.raises(ptp.UnsupportedModelError, match=r"'llava' is not supported.*add_a_model"):
+    made = VipLlavaConfig(vision_config=vision, text_config=SMALL.language("llama"), vision_feature_layer=[-2])
+    model = VipLlavaForConditionalGeneration._from_config(made)
+    with pytest.raises(ptp.UnsupportedModelError, match=r"'vipllava' is not supported.*add_a_model"):
         ptp.attach(model, ptp.PyramidPruner())
     *blocks, last = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/add_a_model.md").read_text(), re.MULTILINE | re.DOTALL)
     names = {"ptp": ptp, "__name__": "documentation"}
     try:
         exec("\n".join(blocks), names)
         shown = [([photo(0, (100, 100))], "What is it?")]
-        names["inputs"] = names["LLAVA"].encode(names["processor"], shown)
+        names["inputs"] = names["VIP"].encode(names["processor"], shown)
         exec(last, names)
         printed = capsys.readouterr().out
         assert "16 -> 4 visual tokens" in printed and printed.count("nothing left   4 checked, exact") == 2
     finally:
-        FAMILIES.pop("llava-1.5", None)
-        for name in ("LlavaAdapter", "PackedAdapter"):
+        FAMILIES.pop("vip-llava", None)
+        for name in ("VipLlavaAdapter", "PackedAdapter"):
             if name in names:
                 ADAPTERS.remove(names[name])

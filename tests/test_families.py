@@ -36,6 +36,10 @@ def method(request):
 @pytest.mark.parametrize("size", [(MIN_SIDE, MIN_SIDE * MAX_STRETCH), (MIN_SIDE * MAX_STRETCH, MIN_SIDE), (MIN_SIDE, MIN_SIDE)])
 def test_every_shape_that_is_opened_is_pruned(family, size):
     inputs = encode(family, ([photo(0, size)], QUESTION))
+    if family.name == "mistral3" and size == (MIN_SIDE, MIN_SIDE):
+        with pytest.raises(RuntimeError, match="split_sizes"):  # a picture of one token is too small for transformers itself
+            model_of(family)(**inputs)
+        return
     for name in ("pyramid", "hired", "fastv"):
         _, trace = prune(model_of(family), inputs, pruner(name))
         (image,) = trace.images

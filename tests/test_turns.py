@@ -36,9 +36,10 @@ def both_pictures(first, second, whole):
         if name in ("pixel_values", "pixel_attention_mask") and "image_sizes" not in first and one.dim() > 4 - ("mask" in name):
             made[name] = torch.cat([one, other], dim=1)  # tiles of a row follow each other
             continue
-        if name == "pixel_values" and one.dim() == 5:  # padded to as many tiles
-            most = max(one.shape[1], other.shape[1])
-            one, other = (F.pad(x, (0, 0) * 3 + (0, most - x.shape[1])) for x in (one, other))
+        if name == "pixel_values" and one.dim() > 2:  # padded to as many tiles, or to the larger picture
+            most = [max(sides) for sides in zip(one.shape[1:], other.shape[1:], strict=True)]
+            lacks = ([(0, m - n) for m, n in zip(most, x.shape[1:], strict=True)] for x in (one, other))
+            one, other = (F.pad(x, sum(reversed(own), ())) for x, own in zip((one, other), lacks, strict=True))
         made[name] = torch.cat([one, other])
     return made
 

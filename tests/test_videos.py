@@ -11,11 +11,11 @@ import ptp
 def video_inputs(family: Family, frames: int = 3, rows: int = 4, columns: int = 6) -> dict:
     """A prompt with a picture, a video (sizes in patches) and a question, as the family's processor lays it out."""
     first = encode(family, ([picture(2)], QUESTION))
-    patch = 14 if family.name == "qwen2.5-vl" else 16
+    patch = 16 if family.name == "qwen3-vl" else 14
     per_frame = "<|video_pad|>" * (rows * columns // 4)
     shown = (
         f"<|vision_start|>{per_frame * frames}<|vision_end|>"
-        if family.name == "qwen2.5-vl"
+        if family.name != "qwen3-vl"
         else "".join(f"<{n}.0 seconds><|vision_start|>{per_frame}<|vision_end|>" for n in range(frames))
     )
     ids = tokenizer()(f"<|im_start|>user\n{shown}\nAnd here?<|im_end|>\n", return_tensors="pt").input_ids
@@ -63,8 +63,11 @@ def stamped_frames(family: Family, frames: int = 3, rows: int = 4, columns: int 
     }
 
 
+VIDEOS = ("internvl", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "glm-4.1v", "glm-4.5v", "glm-4.6v")
+
+
 @pytest.mark.parametrize("name", ["pyramid", "fastv", "hired", "random"])
-@pytest.mark.parametrize("video_family", ["internvl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "glm-4.1v", "glm-4.5v", "glm-4.6v"])
+@pytest.mark.parametrize("video_family", VIDEOS)
 def test_a_video_is_a_picture_whose_regions_are_frames(monkeypatch, video_family, name):
     family = FAMILIES[video_family]
     glm, size = video_family.startswith("glm"), 16 if video_family == "internvl" else 6

@@ -10,11 +10,14 @@ from .gemma3 import Gemma3Adapter
 from .glm4v import Glm4vAdapter
 from .internvl import InternVLAdapter
 from .llava import LlavaAdapter
+from .llava15 import Llava15Adapter
 from .ovis2 import Ovis2Adapter
 from .paddleocr_vl import PaddleOCRVLAdapter
+from .pixtral import PixtralAdapter
 from .qwen3_5 import Qwen35Adapter
 from .qwen_vl import QwenVLAdapter
 from .smolvlm import SmolVLMAdapter
+from .text_check import check_rows
 
 ADAPTERS: list[type[Adapter]] = [
     InternVLAdapter,
@@ -26,6 +29,8 @@ ADAPTERS: list[type[Adapter]] = [
     Glm4vAdapter,
     PaddleOCRVLAdapter,
     Qwen35Adapter,
+    Llava15Adapter,
+    PixtralAdapter,
 ]
 """Families, in the order they are listed."""
 
@@ -82,5 +87,6 @@ def adapter_for(model: PreTrainedModel, read: Callable[[list[int]], str] = lambd
             "...ForConditionalGeneration that generate is called on, not its .model."
         )
     adapter = family(model)
+    check_rows(adapter.text, adapter.family)
     adapter.read = read
     return adapter

@@ -3,7 +3,6 @@
 A unit is a picture, or a frame of a video; a visual token is a square of `merge` x `merge` patches.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .base import Layout, Span, Tile, share_out
+from .windows import windows
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,7 @@ def _video(frames: int, rows: int, columns: int, merge: int) -> Grid:
 
 def _picture(frames: int, rows: int, columns: int, merge: int, pixels: int, window: int) -> Grid:
     """Regions are a grid of windows over the picture."""
-    height, width = rows // merge, columns // merge
-    edges = []
-    for tokens in (height, width):
-        count = max(1, round(tokens * pixels / window))
-        edges.append([tokens * i // count for i in range(count + 1)])
-    tiles, order = [], []
-    for (top, bottom), (left, right) in itertools.product(*(itertools.pairwise(axis) for axis in edges)):
-        tiles.append(Tile(right - left, bottom - top, (left / width, top / height, right / width, bottom / height)))
-        order.append((torch.arange(top, bottom)[:, None] * width + torch.arange(left, right)).flatten())
-    grid = (len(edges[1]) - 1, len(edges[0]) - 1)
-    return Grid(frames, rows, columns, Layout(tuple(tiles), grid if len(tiles) > 1 else None), torch.cat(order))
+    return Grid(frames, rows, columns, *windows(columns // merge, rows // merge, pixels, window))
 
 
 def spans_of(tokens: Tensor, about: Sequence[Grid]) -> list[Span]:

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL and Qwen3-VL in the Hugging Face format."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL in the Hugging Face format."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,8 +23,8 @@ class QwenVLAdapter(Adapter):
     the features of DeepStack leave with their tokens.
     """
 
-    family = "Qwen2.5-VL / Qwen3-VL"
-    model_types: ClassVar[tuple[str, ...]] = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+    family = "Qwen2-VL / Qwen2.5-VL / Qwen3-VL"
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
     regions = "windows of about 448 px; videos: frames"
     saliency = "received"
     has_cls = False

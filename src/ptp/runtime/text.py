@@ -138,6 +138,8 @@ class AtStage:
         if probe.rotary:
             cos, sin = self._turns
             queries = text.rotate(queries, take_positions(cos, rows), take_positions(sin, rows))
+            places = self.seen.shorten(self.positions)
+            queries = text.at_places(queries, None if places is None else take_positions(places, rows))
             keys = text.rotate(keys, cos, sin)
             cached = prefill.held.valid.shape[1]
             if cached and prefill.cache is not None:

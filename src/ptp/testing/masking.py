@@ -69,7 +69,10 @@ def blinded(model: Any, padding: Tensor, *gone: tuple[Mapping[int, Tensor], int 
 
 @contextlib.contextmanager
 def merged(model: Any, trace: Any, selections: Mapping[int, Sequence[Selection]]) -> Iterator[None]:
-    """The model in which kept tokens become, at the input of each stage's layer, what methods that merge make of them."""
+    """The model in which kept tokens become, at the input of each stage's layer, what methods that merge make of them.
+
+    Where no token leaves, none is merged: the model is to be what it is alone.
+    """
 
     def hook(chosen: Sequence[Selection], module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         hidden = (args[0] if args else kwargs["hidden_states"]).clone()
@@ -85,6 +88,7 @@ def merged(model: Any, trace: Any, selections: Mapping[int, Sequence[Selection]]
         layers[number].register_forward_pre_hook(functools.partial(hook, chosen), with_kwargs=True)
         for number, chosen in selections.items()
         if any(selection.mix is not None for selection in chosen)
+        and any(len(each.kept) < image.num_tokens for each, image in zip(chosen, trace.images, strict=True))
     ]
     try:
         yield

@@ -5,18 +5,21 @@ from .gemma3 import GEMMA3
 from .glm4v import GLM_4_1V, GLM_4_5V, GLM_4_6V
 from .idefics import IDEFICS3, SMOLVLM
 from .internvl import INTERNVL
+from .llava15 import LLAVA15
 from .llava_next import LLAVA_NEXT
 from .llava_onevision import LLAVA_ONEVISION
+from .mistral3 import MISTRAL3
 from .ovis2 import OVIS2
 from .paddleocr_vl import PADDLEOCR_VL
 from .qwen3_5 import QWEN3_5
-from .qwen_vl import QWEN2_5_VL, QWEN3_VL
+from .qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 
-for family in (
+SHIPPED = (
     INTERNVL, LLAVA_NEXT, LLAVA_ONEVISION, SMOLVLM, IDEFICS3, QWEN2_5_VL, QWEN3_VL, GEMMA3, OVIS2,
-    GLM_4_1V, GLM_4_5V, GLM_4_6V,
-    PADDLEOCR_VL, QWEN3_5,
-):  # fmt: skip
+    GLM_4_1V, GLM_4_5V, GLM_4_6V, PADDLEOCR_VL, LLAVA15, QWEN2_VL, MISTRAL3, QWEN3_5,
+)  # fmt: skip
+
+for family in SHIPPED:
     register_family(family)
 
 __all__ = ["FAMILIES", "Family", "Scale", "register_family", "token_id", "tokenizer"]
