@@ -4,7 +4,7 @@ The templates are written here. What they must render is what these publish: `ch
 and -vicuna-7b-hf, llava-onevision-qwen2-0.5b-ov-hf, Qwen2-VL-2B-Instruct, Qwen3.5-35B-A3B, gemma-3-4b-it and SmolVLM-Instruct,
 and `chat_template.jinja` of GLM-4.1V-9B-Thinking, GLM-4.5V and PaddleOCR-VL, as quoted in public code; transformers' own for
 SmolVLM; and, by what is in use for them elsewhere, InternVL, llava-v1.6-34b-hf, llama3-llava-next-8b-hf, Idefics3 and Mistral's
-own. llava-1.5-7b-hf renders what llava-v1.6-vicuna-7b-hf does; Mistral-Small-3.1-24B-Instruct-2503, by quotes of what it renders,
+own. llava-1.5-7b-hf renders what llava-v1.6-vicuna-7b-hf does; Mistral-Small-3.1-24B-Instruct-2503, by what is quoted of it,
 has a system prompt of its own that tells the date.
 """
 

@@ -64,9 +64,8 @@ class ColumnsFirst(InternVLAdapter):
 class WindowsForgotten(QwenVLAdapter):
     """Tokens in the prompt's order, regions as if they were in order of the windows."""
 
-    def _grid(self, *args):
-        grid = super()._grid(*args)
-        return replace(grid, order=torch.arange(len(grid.order)))
+    def about(self, inputs, window):
+        return [replace(grid, order=torch.arange(len(grid.order))) for grid in super().about(inputs, window)]
 
 
 class EveryFourth(SmolVLMAdapter):
