@@ -10,12 +10,12 @@ import torch
 import transformers
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
     PreTrainedModel,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # at the top, 5.16 wants torchvision for it
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import is_torchvision_available

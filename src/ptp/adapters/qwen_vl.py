@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from .base import Adapter, Layout, Modality, QueryKey, Span, Tile, share_out
+from .rotary import vision_rotary
 from .text import TextModel
 
 
@@ -113,7 +114,7 @@ class QwenVLAdapter(Adapter):
         places = get_vision_position_ids(sizes, self.merge)
         if self.windowed:
             places = places.view(-1, self.merge**2, 2)[self._windows(about, queries.device)[0]].flatten(0, 1)
-        cos, sin = self.vision.rotary_pos_emb(q, places)
+        cos, sin = vision_rotary(self.vision.rotary_pos_emb, q, places)
         modeling = sys.modules[type(self.vision).__module__]
         q, k = modeling.apply_rotary_pos_emb_vision(q, k, cos, sin)
         lengths = [grid.rows * grid.columns for grid in about for _ in range(grid.frames)]

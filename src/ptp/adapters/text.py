@@ -86,6 +86,10 @@ class TextModel:
         return states if norm is None else norm(states)
 
     def rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Queries or keys (B, H, S, D) at their rotary positions, (cos, sin) (B or 1, S, ...)."""
+        """Queries or keys (B, H, S, D) at their rotary positions, (cos, sin) (B or 1, S, ...); or (axes, B or 1, S, D) where
+        layers mix the axes themselves (Qwen2-VL and Qwen2.5-VL in transformers 5.16)."""
         modeling = sys.modules[type(self.layers[0].self_attn).__module__]
+        if cos.dim() == 4:
+            sections = self.config.rope_parameters["mrope_section"]
+            return modeling.apply_multimodal_rotary_pos_emb(states[:, :1], states, cos, sin, sections)[1]
         return modeling.apply_rotary_pos_emb(states[:, :1], states, cos, sin)[1]

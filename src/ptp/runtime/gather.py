@@ -17,6 +17,13 @@ def take(states: Tensor, index: Tensor, dim: int) -> Tensor:
     return states.gather(dim, index.to(states.device).view(shape).expand(size))
 
 
+def take_positions(embeddings: Tensor, index: Tensor) -> Tensor:
+    """Gather rotary positions (B or 1, S, D) by a (B, S') index; or (axes, B or 1, S, D), where layers mix the axes."""
+    if embeddings.dim() == 4:
+        return torch.stack([take(axis, index, dim=1) for axis in embeddings])
+    return take(embeddings, index, dim=1)
+
+
 def merge(states: Tensor, row: int, sources: Tensor, targets: Tensor, mix: Tensor) -> Tensor:
     """Replace the states of kept tokens by combinations of the picture's; returns new states.
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gather import take
+from .gather import take, take_positions
 
 
 class Remaining:
@@ -67,12 +67,12 @@ class Remaining:
         return slots
 
     def shorten(self, argument: Any) -> Any:
-        """A layer's (B or 1, S, ...) argument, or a tuple of such, at the tokens that are left."""
+        """A layer's positions (B or 1, S, ...) or (axes, B or 1, S, D), or a tuple of such, at the tokens that are left."""
         if argument is None or not self.shorter:
             return argument
         if isinstance(argument, tuple):
             return tuple(map(self.shorten, argument))
-        return self.once(argument, lambda: take(argument, self.places, dim=1))
+        return self.once(argument, lambda: take_positions(argument, self.places))
 
     def shorten_mask(self, mask: Tensor, held: int) -> Tensor:
         """A layer's own mask (B or 1, 1, S, held + S), at the tokens that are left; `held` slots of a cache come first."""

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from .. import scoring
 from ..adapters import Adapter, Span
 from ..adapters.text import Part
-from .gather import take
+from .gather import take, take_positions
 from .hooks import Hook
 from .picture import Picture
 from .prefill import Prefill
@@ -25,8 +25,8 @@ class AtStage:
 
     Attributes:
         layer: The layer. hidden: (B, S', D) its input.
-        embeddings: (cos, sin) of its rotary positions, (B or 1, S', ...). positions: These themselves, None where the model
-            keeps them to itself.
+        embeddings: (cos, sin) of its rotary positions, (B or 1, S', ...) or (axes, B or 1, S', D).
+        positions: These themselves, None where the model keeps them to itself.
     """
 
     adapter: Adapter
@@ -98,7 +98,7 @@ class AtStage:
         norms = text.heads(source, outputs["v"], "v").float().norm(dim=-1) if probe.values else None
         if probe.rotary:
             cos, sin = text.positions(source, self.embeddings, self.hidden, self.positions)
-            queries = text.rotate(queries, take(cos, rows, dim=1), take(sin, rows, dim=1))
+            queries = text.rotate(queries, take_positions(cos, rows), take_positions(sin, rows))
             keys = text.rotate(keys, cos, sin)
             cached = prefill.held.valid.shape[1]
             if cached and prefill.cache is not None:
