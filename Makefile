@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 LOWEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
-ORACLES := releases oracles families testing generate turns refusals loader videos evaluation bench cli
+ORACLES := releases oracles families testing generate turns refusals loader videos evaluation bench cli docs
 WORKERS := -n 2 --dist worksteal
 
 .PHONY: demo test test-lowest lint readme clean
@@ -16,8 +16,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 # The loader is tested with torchvision and without it: here it lies beside the environment, not in it.
-$(VENV)/torchvision-for-tests: $(VENV)/.ready
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ torchvision==0.28.0
+%/torchvision-for-tests: %/.ready
+	$*/bin/pip install --quiet --disable-pip-version-check --no-deps --target $@ torchvision==0.28.0
 
 # Two workers of one thread each: a thread that waits must not burn the other worker's core.
 test test-lowest: export OMP_NUM_THREADS := 1
@@ -35,10 +35,10 @@ $(LOWEST)/.ready: pyproject.toml constraints.txt
 	grep -v -e '^transformers==' -e '^tokenizers==' constraints.txt > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt torch
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e . \
-		transformers==$(LOWEST_TRANSFORMERS) pytest pytest-xdist hypothesis sentencepiece accelerate
+		transformers==$(LOWEST_TRANSFORMERS) pytest pytest-xdist hypothesis cogapp sentencepiece accelerate
 	touch $@
 
-test-lowest: $(LOWEST)/.ready
+test-lowest: $(LOWEST)/.ready $(LOWEST)/torchvision-for-tests
 	$(LOWEST)/bin/python -m pytest $(WORKERS) -m "not nightly and not since_5_18" $(ORACLES:%=tests/test_%.py)
 
 lint: $(VENV)/.ready
