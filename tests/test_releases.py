@@ -4,15 +4,15 @@ import inspect
 
 import pytest
 import torch
+import transformers
 from families import FAMILIES, QUESTION, encode, model_of, picture, pruner, tokenizer
+from packaging.version import Version
 from transformers import DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 import ptp
 from ptp.adapters import ADAPTERS
-
-MISSING: dict[str, str] = {}
-"""Model types that the lowest release does not have, and the release that brought them."""
+from ptp.testing.families import release
 
 
 def takes_encoded(model) -> bool:
@@ -20,10 +20,23 @@ def takes_encoded(model) -> bool:
     return "mm_encoder_outputs" in inspect.signature(model.model.forward).parameters
 
 
-def test_every_model_type_is_there_or_known_to_be_missing():
+def test_every_model_type_is_in_every_release():
     taken = {name for adapter in ADAPTERS for name in adapter.model_types}
-    assert taken - set(CONFIG_MAPPING_NAMES) <= set(MISSING) <= taken
-    assert {"internvl", "qwen2_5_vl", "gemma3", "ovis2"} <= taken and set(FAMILIES) >= {"internvl", "ovis2"}
+    assert {"internvl", "qwen2_5_vl", "gemma3", "ovis2"} <= taken <= set(CONFIG_MAPPING_NAMES)
+
+
+def test_the_families_without_a_small_model_are_those_that_need_a_later_release():
+    here = Version(transformers.__version__)
+    assert set(release.missing) == {name for name, needed in release.NEEDS.items() if here < Version(needed)}
+
+
+def test_a_family_is_missing_only_where_it_is_written_down(monkeypatch):
+    monkeypatch.setattr(release, "missing", [])
+    with pytest.raises(ImportError, match="no_such"):
+        release.described("no_such", "SUCH")
+    monkeypatch.setitem(release.NEEDS, "no_such", "99.0")
+    assert release.described("no_such", "SUCH") == [] and release.missing == ["no_such"]
+    assert release.described("ovis2", "OVIS2") == [FAMILIES["ovis2"]]
 
 
 @pytest.mark.parametrize("layer", [0, 2])
