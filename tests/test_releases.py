@@ -61,6 +61,18 @@ def test_generate_prunes_wherever_the_pictures_are_encoded(family, monkeypatch, 
         assert torch.equal(logits[:, -1].argmax(dim=-1), ids[:, -4])
 
 
+def test_a_release_that_names_the_cache_otherwise_is_refused(monkeypatch):
+    """As 5.24 does: `cache`. Pruning would not find it."""
+    model = model_of(FAMILIES["internvl"])
+
+    def renamed(input_ids=None, pixel_values=None, attention_mask=None, position_ids=None, cache=None, **kwargs):
+        raise AssertionError("never called")
+
+    monkeypatch.setattr(model.model, "forward", renamed)
+    with pytest.raises(ptp.UnsupportedModelError, match=r"takes no past_key_values.* 5\.16 to 5\.23"):
+        ptp.attach(model, pruner(), tokenizer())
+
+
 def _noting(function, enter, leave=lambda: None):
     def noting(*args, **kwargs):
         enter()
