@@ -2,8 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LOWEST := .venv-lowest
+LOWEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+ORACLES := releases oracles families testing generate turns refusals loader videos evaluation bench cli docs
+WORKERS := -n 2 --dist worksteal
 
-.PHONY: demo test lint readme clean
+.PHONY: demo test test-lowest lint readme clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -12,14 +16,30 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 # The loader is tested with torchvision and without it: here it lies beside the environment, not in it.
-$(VENV)/torchvision-for-tests: $(VENV)/.ready
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ torchvision==0.28.0
+%/torchvision-for-tests: %/.ready
+	$*/bin/pip install --quiet --disable-pip-version-check --no-deps --target $@ torchvision==0.28.0
+
+# Two workers of one thread each: a thread that waits must not burn the other worker's core.
+test test-lowest: export OMP_NUM_THREADS := 1
+test test-lowest: export OMP_WAIT_POLICY := passive
 
 demo: $(VENV)/.ready
 	$(BIN)/ptp demo --html demo.html --force
 
 test: $(VENV)/.ready $(VENV)/torchvision-for-tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
+
+# The same oracles on the lowest release of transformers that the package asks for (in pyproject.toml).
+$(LOWEST)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(LOWEST)
+	grep -v -e '^transformers==' -e '^tokenizers==' constraints.txt > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt torch
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e . \
+		transformers==$(LOWEST_TRANSFORMERS) pytest pytest-xdist hypothesis cogapp sentencepiece accelerate
+	touch $@
+
+test-lowest: $(LOWEST)/.ready $(LOWEST)/torchvision-for-tests
+	$(LOWEST)/bin/python -m pytest $(WORKERS) -m "not nightly and not since_5_18" $(ORACLES:%=tests/test_%.py)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -31,4 +51,4 @@ readme: $(VENV)/.ready
 	$(BIN)/cog -r -I docs README.md src/ptp/tiny/weights/README.md docs/results/ablation.md docs/results/models.md docs/results/rivals.md
 
 clean:
-	rm -rf $(VENV) demo.html
+	rm -rf $(VENV) $(LOWEST) demo.html

@@ -1,6 +1,7 @@
 """Every model family, small: how the tests ask its questions and prune it."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,13 +13,23 @@ from ptp.adapters import adapter_for
 from ptp.methods import METHODS
 from ptp.pruner import Pruner
 from ptp.runtime import Trace
-from ptp.testing import FAMILIES, SIZES, SMALL, Family, photo, small_model, small_processor, token_id, tokenizer
+from ptp.testing import FAMILIES, SIZES, SMALL, Family, small_model, small_processor, token_id, tokenizer
+from ptp.testing import photo as drawn
 
 __all__ = ["FAMILIES", "SIZES", "SMALL", "Family", "photo", "token_id", "tokenizer"]
 
 QUESTION = "What is on the red circle?"
 WINDOW = 56
 """Side in pixels of the regions of a picture that is not cut into tiles."""
+
+
+_inputs: dict[Any, tuple[Any, dict[str, Tensor]]] = {}
+
+
+@cache
+def photo(number: int, size: tuple[int, int]) -> Image.Image:
+    """The same object for the same picture, so that `encode` knows it again."""
+    return drawn(number, size)
 
 
 def processor_of(family: Family) -> Any:
@@ -30,8 +41,11 @@ def model_of(family: Family, attention: str = "sdpa", wider: bool = False) -> An
 
 
 def encode(family: Family, *prompts: tuple[list[Image.Image], str]) -> dict[str, Tensor]:
-    """Model inputs of a left-padded batch of (pictures, question)."""
-    return family.encode(small_processor(family), prompts)
+    """Model inputs of a left-padded batch of (pictures, question), made once of the same pictures."""
+    key = family, tuple((tuple(map(id, pictures)), question) for pictures, question in prompts)
+    if key not in _inputs:  # the pictures are kept, so that no other object gets their id
+        _inputs[key] = prompts, family.encode(small_processor(family), prompts)
+    return {name: value.clone() for name, value in _inputs[key][1].items()}
 
 
 def picture(number: int = 0) -> Image.Image:

@@ -77,7 +77,8 @@ def test_operations_are_counted(measured):
     weights = 48 * 48 + 2 * 48 * 24 + 48 * 48 + 3 * 48 * 96  # q, k and v, o, mlp
     attention = 2 * length * length * 48  # scores and values
     vocabulary = 48 * prompt.model.config.text_config.vocab_size
-    assert rows[0].flops == 2 * (4 * (length * weights + attention) + vocabulary)
+    angles = length * 12 // 2  # a matrix product, too, in older releases of transformers
+    assert rows[0].flops / 2 - 4 * (length * weights + attention) - vocabulary in (0, angles)
     assert rows[0].flops > row_of(rows, "fastv", 0.5).flops > row_of(rows, "fastv", 0.25).flops
     assert row_of(rows, "limit", 0.25).flops < row_of(rows, "pyramid", 0.25).flops < row_of(rows, "pyramid", 0.5).flops
 

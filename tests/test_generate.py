@@ -45,6 +45,7 @@ def test_sampling_is_reproducible(model):
     assert torch.equal(first, pruned(model, inputs, do_sample=True)[0])
 
 
+@pytest.mark.since_5_18
 @pytest.mark.parametrize("layer", [0, 2])
 @pytest.mark.parametrize("noise", [0.0, 1.0])
 def test_assisted_decoding_gives_the_greedy_answer(layer, noise):

@@ -172,6 +172,7 @@ def test_chunked_prefill_is_refused():
         model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=16)
 
 
+@pytest.mark.since_5_18
 def test_pictures_encoded_elsewhere_are_refused_and_inside_are_reused():
     model, inputs = model_and_inputs()
     pixels = inputs.pop("pixel_values")

@@ -58,6 +58,7 @@ def test_tasks_in_threads_of_asyncio_do_not_see_each_other(family):
         assert asyncio.run(all_at_once(trace)) == alone
 
 
+@pytest.mark.since_5_18
 def test_encoding_in_one_thread_and_answering_in_another():
     """The signals of a picture travel with its encoder output."""
     family = FAMILIES["internvl"]

@@ -211,6 +211,7 @@ def test_scores_in_a_later_turn_equal_the_loop(monkeypatch, family, layer):
     torch.testing.assert_close(image.scores["instruction"], relevance, atol=1e-4, rtol=0)
 
 
+@pytest.mark.since_5_18
 def test_one_encoding_serves_several_questions(family):
     """Rows of different length have the same picture in different places."""
     model, method = model_of(family), pruner(alpha=0)

@@ -3,14 +3,16 @@
 import contextlib
 import inspect
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..evaluation.encoding import encoded_already
 from ..pruner import Pruner
 from ..runtime import Trace
 from .clock import seconds
@@ -74,24 +76,20 @@ def compare(
     with pruner(model, processor) as trace:
         pruned = answer(model, processor, inputs, max_new_tokens)
     full = answer(model, processor, inputs, max_new_tokens)
-    text = {name: value for name, value in inputs.items() if name != "pixel_values"}
-    encode, encoded = 0.0, {}
+    encode = 0.0
+    encoder: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     if pictures:
         wanted = inspect.signature(model.get_image_features).parameters
         shown = {name: value for name, value in inputs.items() if name in wanted}
         with pruner(model, processor):
-            features: dict[str, Any] = {}
-
-            def run_encoder() -> None:
-                features["image"] = model.get_image_features(**shown, return_dict=True)
-
-            encode = seconds(run_encoder, model.device)
-            encoded = {"mm_encoder_outputs": features}
+            features: list[Any] = []
+            encode = seconds(lambda: features.append(model.get_image_features(**shown, return_dict=True)), model.device)
+        encoder = partial(encoded_already, model, *features)
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds + 1):
         contexts: tuple[Any, Any] = (contextlib.nullcontext(), pruner(model, processor))
         for measured, context in zip(times, contexts, strict=True):
-            with context:
-                measured.append(seconds(lambda: model(**text, **encoded, logits_to_keep=1), model.device))
+            with encoder(), context:
+                measured.append(seconds(lambda: model(**inputs, logits_to_keep=1), model.device))
     before, after = (statistics.median(measured[1:]) for measured in times)
     return Comparison(full, pruned, trace, encode, (before, after))

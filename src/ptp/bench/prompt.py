@@ -70,8 +70,8 @@ class Prompt:
         return len(structure_of(self.span, spare, self.adapter.line_ends).places)
 
     def whole(self) -> dict[str, Any]:
-        """What the model is called with: the ids and the encoded picture."""
-        return {**self.inputs, "mm_encoder_outputs": {"image": self.encoded}}
+        """What the model is called with, `encoded_already`: the ids and the picture."""
+        return {**self.inputs, **self.pictures}
 
     def fed(self, count: int) -> dict[str, Any]:
         """What the model is called with to prefill `count` of the visual tokens and all of the text, original positions."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..evaluation.encoding import encoded_already
 from ..methods.parsing import Variant
 from ..pruner import Pruner, Stage, attach
 from ..runtime import Picture, Reads, VisionRead
@@ -146,21 +147,27 @@ class Contest:
         return Contender(LIMIT, share, None, self.prompt.fed(count), (count,) * self.layers, self.structure, after)
 
     @contextlib.contextmanager
-    def ready(self, contender: Contender) -> Iterator[None]:
-        """The model as the contender runs it."""
+    def ready(self, contender: Contender, encoding: bool = False) -> Iterator[None]:
+        """The model as the contender runs it.
+
+        Args:
+            encoding: Whether its encoder runs; else it has been asked already.
+        """
         usual = self.model.config._attn_implementation
-        handle = attach(self.model, contender.pruner, instruction=self.prompt.instruction) if contender.pruner else None
-        try:
-            if contender.naive:
-                self.model.set_attn_implementation("eager")
-            yield
-        finally:
-            if contender.naive:
-                self.model.set_attn_implementation(usual)
-            if handle is not None:
-                contender.tokens = handle.trace.layer_tokens or contender.tokens
-                contender.structure = handle.trace.structure_tokens[1]
-                handle.remove()
+        encoder = contextlib.nullcontext() if encoding else encoded_already(self.model, self.prompt.encoded)
+        with encoder:
+            handle = attach(self.model, contender.pruner, instruction=self.prompt.instruction) if contender.pruner else None
+            try:
+                if contender.naive:
+                    self.model.set_attn_implementation("eager")
+                yield
+            finally:
+                if contender.naive:
+                    self.model.set_attn_implementation(usual)
+                if handle is not None:
+                    contender.tokens = handle.trace.layer_tokens or contender.tokens
+                    contender.structure = handle.trace.structure_tokens[1]
+                    handle.remove()
 
     def run(self, contender: Contender) -> Any:
         """One prefill."""
@@ -205,7 +212,7 @@ class Contest:
         times: dict[frozenset[VisionRead], list[float]] = {reads: [] for reads in readers}
         for _ in range(ENCODER_ROUNDS):
             for reads, contender in readers.items():
-                with self.ready(contender):
+                with self.ready(contender, encoding=True):
                     encode = partial(self.model.get_image_features, **self.prompt.pictures, return_dict=True)
                     times[reads].append(seconds(encode, self.device))
                 advance()

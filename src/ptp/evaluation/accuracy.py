@@ -14,7 +14,7 @@ from ..methods.parsing import Variant
 from ..runtime import ImageTrace
 from ..tiny.tasks import Example
 from .baselines import BLANK, DOWNSAMPLE, FULL, downsampled_tiles
-from .encoding import EncoderReader
+from .encoding import EncoderReader, encoded_already
 from .samples import Sample, evidence_tokens
 
 MAX_NEW_TOKENS = 4
@@ -98,10 +98,9 @@ class Examiner:
             prompt = self._prompt(index, cell.task, tiles)
             encoded = self._encode(index, tiles, cell.method == BLANK)
             started = time.perf_counter()
-            with pruner(self.model, self.processor) if pruner else contextlib.nullcontext() as trace:
-                ids = self.model.generate(
-                    **prompt, mm_encoder_outputs={"image": encoded}, max_new_tokens=MAX_NEW_TOKENS, do_sample=False
-                )
+            pruning = pruner(self.model, self.processor) if pruner else contextlib.nullcontext()
+            with encoded_already(self.model, encoded), pruning as trace:
+                ids = self.model.generate(**prompt, **self._shown(), max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
             cell.seconds += time.perf_counter() - started
             texts = self.processor.batch_decode(ids[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
             kept: list[ImageTrace | None] = list(trace.images) if trace else [None] * len(batch)
@@ -118,6 +117,10 @@ class Examiner:
         cell.right, cell.answers = [right for right, _, _ in in_order], [answer for _, answer, _ in in_order]
         shares = [share for _, _, share in in_order if share is not None]
         cell.evidence = sum(shares) / len(shares) if shares else None
+
+    def _shown(self) -> dict[str, Tensor]:
+        """That there are pictures; what they show has been encoded."""
+        return {"pixel_values": torch.empty(0, device=self.model.device, dtype=self.model.dtype)}
 
     def _visual_tokens(self, prompt: dict[str, Tensor]) -> int:
         return int((prompt["input_ids"] == self.model.config.image_token_id).sum())

@@ -1,10 +1,34 @@
 """Encoding pictures once for many methods."""
 
-from collections.abc import Iterable
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..pruner import Pruner
-from ..runtime import Reads
+from ..runtime import Reads, Shadow
+
+
+@contextlib.contextmanager
+def encoded_already(model: Any, encoded: Any) -> Iterator[None]:
+    """The model, with an encoder that has been asked already: whatever pictures come in, `encoded` is what it makes of them.
+
+    Enter it before a pruner attaches. It works with every release of transformers; `mm_encoder_outputs` came in 5.18.
+
+    Args:
+        encoded: What `get_image_features` returned, under a pruner or an `EncoderReader` where the model will be pruned.
+    """
+
+    @functools.wraps(model.model.get_image_features)
+    def given(*args: Any, **kwargs: Any) -> Any:
+        return encoded
+
+    shadow = Shadow(model.model, "get_image_features", given)
+    try:
+        yield
+    finally:
+        shadow.remove()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from .cache import UnsupportedCacheError
 from .engine import Engine
+from .hooks import Shadow
 from .picture import Picture, VisionSignal
 from .prefill import Setup
 from .reads import Reads, TextProbe, VisionRead
@@ -14,6 +15,7 @@ __all__ = [
     "PrefillTrace",
     "Reads",
     "Setup",
+    "Shadow",
     "TextProbe",
     "Trace",
     "UnsupportedCacheError",

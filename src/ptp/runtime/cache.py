@@ -121,7 +121,9 @@ class PrunedLayer(DynamicLayer):
         super().crop(tokens_to_remove)
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Forget everything; until transformers 5.19 layers kept their length, and zeros in it."""
+        self.keys = self.values = None
+        self.is_initialized = False
         super().reset()
         self.record = None
 

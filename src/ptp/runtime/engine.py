@@ -6,13 +6,16 @@ shortened, and every later layer gets the short mask and positions. `detach` tak
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
+import transformers
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache, PreTrainedModel
 
+from ..errors import UnsupportedModelError
 from .cache import going_on
 from .compiled import refuse_compiled, uncompiled
 from .deepstack import add_late_features
@@ -39,6 +42,7 @@ class Engine:
         """Put the hooks on the model."""
         refuse_compiled(self.model, self.adapter.core)
         core, language, handles = self.adapter.core, self.adapter.text.model, self.handles
+        _check_release(core)
         handles.append(Shadow(self.model, "init_continuous_batching", _refuse_continuous_batching))
         handles.append(Shadow(self.model, "generate", self._generating()))
         handles.extend(Shadow(module, "__getstate__", Hook.refuse) for module in (self.model, core))
@@ -173,6 +177,15 @@ class Engine:
             cache = getattr(output, "past_key_values", None)
             self.trace.update(prefill.trace(cache))
             prefill.finish(cache)
+
+
+def _check_release(core: nn.Module) -> None:
+    """Raise UnsupportedModelError where the KV cache goes by another name: it would not be found, and nothing pruned."""
+    if "past_key_values" not in inspect.signature(core.forward).parameters:
+        raise UnsupportedModelError(
+            f"{type(core).__name__} of transformers {transformers.__version__} takes no past_key_values, under which pruning "
+            "looks for the KV cache. Install transformers 5.16 to 5.23."
+        )
 
 
 def _refuse_continuous_batching(*args: Any, **kwargs: Any) -> None:

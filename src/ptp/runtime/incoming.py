@@ -1,10 +1,12 @@
 """What a forward pass of the model's core was called with, and what of it cannot be pruned."""
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 from ..adapters import Adapter
@@ -86,6 +88,11 @@ class Incoming:
             raise UnsupportedModelError(
                 f"{adapter.family} gives pictures and videos the same token, and takes either in one call, got both. Pass the "
                 "video's frames as pictures, or ask about one of them in a later turn."
+            )
+        if self.encoded and "mm_encoder_outputs" not in inspect.signature(adapter.core.forward).parameters:
+            raise UnsupportedModelError(
+                f"mm_encoder_outputs cannot be used: {type(adapter.core).__name__} of transformers {transformers.__version__} "
+                "takes none, and would read image tokens as words. Pass pixel_values, or install transformers 5.18 or newer."
             )
         shown = bool(self.fresh or self.encoded)
         if self.input_ids is None and (shown or self.new > 1):

@@ -138,7 +138,8 @@ class VisionReader:
                 with uncompiled():
                     output = encode(*args, **kwargs)
                 inputs = signature.bind(*args, **kwargs).arguments
-                vision = self._read(running.encoding, inputs | inputs.get("kwargs", {}), output)
+                vision = getattr(output, SIGNALS, None)  # one that was encoded before has them
+                vision = vision or self._read(running.encoding, inputs | inputs.get("kwargs", {}), output)
             finally:
                 running.encoding = None
             if running.prefill is not None:
