@@ -1,0 +1,237 @@
+"""The recipe of the jury: ``python jury/train.py NAME --out DIR`` (one core: some hours; the same command resumes).
+
+The encoder first learns to say what is in view of each tile, from [CLS] or the mean over the tile's patches, by a head
+that is thrown away. Then everything is trained together, by the answers only: nothing ever says what a visual token shows,
+and nothing touches the projector but what comes back from the answers. Pictures, questions and their packing are those of
+`ptp-tiny`; pixels are what the family's own processor makes of a picture, positions what the family's model gives.
+
+What made reading emerge early: one sign on one tile first (its label can be answered before the model can look anything
+up), then two, then more of everything. A leg ends when its tasks are learned, or after its most steps.
+"""
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from models import JURORS, SMALL_GRIDS, Juror
+from torch import Tensor, nn
+
+from ptp.tiny.difficulty import Difficulty, write_difficulty
+from ptp.tiny.drawing import GRIDS, LABELS
+from ptp.tiny.lessons import BLOCK, THINGS, Lesson, Phase, draw_lesson, label
+from ptp.tiny.train import packed_answers, packed_mask, right_by_task
+
+CHECKPOINT_SECONDS = 180
+LEAST = 100
+"""Steps before a leg can be over: until then its averages say nothing."""
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A phase, and when it is over: all tasks right so often (`enough`), or after its `steps`."""
+
+    phase: Phase
+    enough: float = 1.0
+
+
+SMALL = (*SMALL_GRIDS, *GRIDS)
+LOOK = ("read", "color", "shape")
+SIGHT = (
+    Leg(Phase(500, False, 4, (6, 12), step=14, scales=(1,))),
+    Leg(Phase(1000, False, 4, (4, 12), scales=(1,))),
+)
+"""The encoder alone."""
+FIRST = Phase(
+    1500, True, 1, (1, 1), step=14, grids=((1, 1),), scales=(1,), tasks=LOOK, questions=3, tags=0, table=False
+)  # fmt: skip
+ANSWERS = (
+    Leg(FIRST, 0.9),
+    Leg(replace(FIRST, signs=(1, 2), questions=4), 0.9),
+    Leg(replace(FIRST, signs=(1, 4), questions=6, tiles=2, grids=SMALL_GRIDS, step=7, steps=3000), 0.9),
+    Leg(
+        replace(
+            FIRST, signs=(2, 5), tiles=3, grids=SMALL, step=7, steps=3000, tasks=(*LOOK, "exists", "table", "tiny_text"),
+            questions=12, tags=2, table=True,
+        ),
+        0.85,
+    ),
+    Leg(Phase(6000, True, 6, (2, 7), extra=("where", "where", "relation", "exists", "count"), grids=SMALL, scales=(1,)), 0.93),
+    Leg(Phase(6000, True, 12, (4, 7), extra=("relation", "relation", "exists", "count", "count"), scales=(1,))),
+)  # fmt: skip
+"""Everything, by its answers. The learning rate falls in the last leg only."""
+
+
+class Pupil:
+    """A juror in training.
+
+    Attributes:
+        head: Names what is in view; used in the warm-up only.
+    """
+
+    def __init__(self, juror: Juror, seed: int) -> None:
+        self.juror, self.tokenizer = juror, juror.tokenizer()
+        self.processor = juror.processor(self.tokenizer)
+        self.model = juror.build(self.tokenizer, seed)
+        vision = self.model.config.vision_config
+        self.head = nn.Linear(vision.hidden_size, len(THINGS) + len(LABELS))
+        self._prefixes: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that learns."""
+        return [*self.model.parameters(), *self.head.parameters()]
+
+    def encode(self, lesson: Lesson) -> Any:
+        """What the encoder and the projector make of the pictures."""
+        pictures = [scene.image for scene in lesson.scenes]
+        pixels = self.processor.image_processor(pictures, return_tensors="pt")
+        pixels.pop("num_patches", None)  # InternVL's model does not take it
+        return self.model.get_image_features(**pixels, return_dict=True)
+
+    def prefix(self, lesson: Lesson) -> tuple[Tensor, Tensor]:
+        """Ids (P,) and positions (1 or 3, P) of what stands before a question about a picture of the lesson's grid."""
+        grid = lesson.scenes[0].grid
+        if grid not in self._prefixes:
+            picture = lesson.scenes[0].image
+            nested = [[picture]] if self.juror.nested else [picture]
+            inputs = self.processor(text=[f"<|im_start|>user\n{self.juror.image}\n"], images=nested, return_tensors="pt")
+            ids = inputs["input_ids"]
+            positions = torch.arange(ids.shape[1])[None]
+            if hasattr(self.model.model, "get_rope_index"):
+                about = {name: inputs[name] for name in ("mm_token_type_ids", "image_grid_thw")}
+                positions = self.model.model.get_rope_index(ids, **about)[0][:, 0]
+            self._prefixes[grid] = ids[0], positions
+        return self._prefixes[grid]
+
+    def see(self, lesson: Lesson) -> tuple[Tensor, dict[str, float]]:
+        """The loss of the warm-up: what is in view of each tile (things and labels) and of the thumbnail (things)."""
+        encoded = self.encode(lesson)
+        views = self.head(self.juror.views(encoded.last_hidden_state, len(lesson.scenes), lesson.scenes[0].grid))
+        wanted = torch.from_numpy(np.stack([label(scene)[2] for scene in lesson.scenes]))
+        tiles = wanted.shape[1] - 1
+        loss = F.binary_cross_entropy_with_logits(views[:, :tiles], wanted[:, :tiles])
+        if views.shape[1] > tiles:
+            things = len(THINGS)
+            loss = loss + F.binary_cross_entropy_with_logits(views[:, tiles:, :things], wanted[:, tiles:, :things])
+        return loss, {"see": loss.item()}
+
+    def answer(self, lesson: Lesson) -> tuple[Tensor, dict[str, float]]:
+        """The loss of the answers, every question at the positions it would have if it were the only one."""
+        ids, positions = self.prefix(lesson)
+        count, questions = lesson.answers.shape
+        core = self.model.model
+        embed = self.model.get_input_embeddings()
+        sequence = embed(torch.cat([ids.expand(count, -1), lesson.blocks.flatten(1)], dim=1))
+        features = self.encode(lesson).pooler_output
+        visual = torch.cat([part.flatten(0, -2) for part in features])
+        places = F.pad(ids == self.model.config.image_token_id, (0, questions * BLOCK))
+        sequence = sequence.masked_scatter(places[None, :, None].expand_as(sequence), visual)
+        following = positions.max() + 1 + torch.arange(BLOCK).repeat(questions)
+        positions = torch.cat([positions, following.expand(len(positions), -1)], dim=1)
+        if len(positions) > 1:
+            positions = positions[:, None].expand(-1, count, -1)
+        language = core.text_model if hasattr(core, "text_model") else core.language_model
+        hidden = language(
+            inputs_embeds=sequence,
+            attention_mask=packed_mask(len(ids), sequence.device, questions),
+            position_ids=positions,
+            use_cache=False,
+        ).last_hidden_state[:, len(ids) :]
+        loss, right = packed_answers(self.model.lm_head, hidden, lesson)
+        return loss, {"answer": loss.item(), **right_by_task(right, lesson.tasks)}
+
+
+def learning_rate(legs: tuple[Leg, ...], leg: int, step: int, peak: float) -> float:
+    """Warm-up where the encoder starts and where the answers start, then constant; down in the last leg.
+
+    Args:
+        step: Of the leg.
+    """
+    if leg == 0 or (legs[leg].phase.answers and not legs[leg - 1].phase.answers):
+        return peak * min(1.0, (step + 1) / 100)
+    if leg == len(legs) - 1:
+        return peak * max(0.02, 1 - step / legs[leg].phase.steps)
+    return peak
+
+
+def over(leg: Leg, step: int, averages: dict[str, float]) -> bool:
+    """Whether a leg is over after `step` of its steps, its tasks right as often as `averages` says."""
+    if step >= leg.phase.steps:
+        return True
+    tasks = [averages.get(task, 0.0) for task in leg.phase.tasks]
+    return leg.phase.answers and step >= LEAST and min(tasks) >= leg.enough
+
+
+def train(
+    name: Annotated[str, typer.Argument(help="Which juror.")],
+    out: Annotated[Path, typer.Option(help="Checkpoint, log.jsonl and the model go here.")],
+    tiles_per_batch: Annotated[int, typer.Option(help="Tiles (and one for each picture) per step.")] = 52,
+    peak: Annotated[float, typer.Option(help="Peak learning rate of AdamW.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Seeds weights and pictures.")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    seconds: Annotated[float, typer.Option(help="Stop after so many seconds of training; the same command goes on.")] = 1e9,
+) -> None:
+    """Train one juror; run the same command again to resume."""
+    if name not in JURORS:
+        raise typer.BadParameter(f"NAME must be one of {', '.join(JURORS)}, got {name!r}. Choose one of these.")
+    torch.set_num_threads(threads)
+    out.mkdir(parents=True, exist_ok=True)
+    legs = (*SIGHT, *ANSWERS)
+    pupil = Pupil(JURORS[name], seed)
+    optimizer = torch.optim.AdamW(pupil.parameters, lr=peak, weight_decay=0.02, betas=(0.9, 0.98), fused=True)
+    rng, averages = np.random.default_rng(seed), dict[str, float]()
+    state: dict[str, Any] = {"step": 0, "leg": 0, "of_leg": 0, "seconds": 0.0}
+    checkpoint, log_file = out / "checkpoint.pt", out / "log.jsonl"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        pupil.model.load_state_dict(saved["model"])
+        pupil.head.load_state_dict(saved["head"])
+        optimizer.load_state_dict(saved["optimizer"])
+        rng.bit_generator.state = json.loads(saved["rng"])
+        state, averages = saved["state"], saved["averages"]
+
+    def keep() -> None:
+        whole = {"model": pupil.model.state_dict(), "head": pupil.head.state_dict(), "optimizer": optimizer.state_dict()}
+        whole |= {"rng": json.dumps(rng.bit_generator.state), "state": state, "averages": averages}
+        torch.save(whole, checkpoint.with_suffix(".tmp"))
+        checkpoint.with_suffix(".tmp").replace(checkpoint)
+
+    kept, began = time.perf_counter(), state["seconds"]
+    while state["leg"] < len(legs) and state["seconds"] - began < seconds:
+        started = time.perf_counter()
+        leg = legs[state["leg"]]
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(legs, state["leg"], state["of_leg"], peak)
+        lesson = draw_lesson(rng, pupil.tokenizer, leg.phase, tiles_per_batch)
+        loss, log = pupil.answer(lesson) if leg.phase.answers else pupil.see(lesson)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(pupil.parameters, 1.0)
+        optimizer.step()
+        for key, value in log.items():
+            averages[key] = 0.97 * averages.get(key, value) + 0.03 * value
+        state = state | {"step": state["step"] + 1, "of_leg": state["of_leg"] + 1}
+        state["seconds"] += time.perf_counter() - started
+        if state["step"] % 50 == 0:
+            entry = state | {"seconds": round(state["seconds"])} | {k: round(v, 4) for k, v in averages.items()}
+            with log_file.open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+        if over(leg, state["of_leg"], averages):
+            state, averages = state | {"leg": state["leg"] + 1, "of_leg": 0}, {}
+            keep()
+        elif time.perf_counter() - kept > CHECKPOINT_SECONDS:
+            keep()
+            kept = time.perf_counter()
+    keep()
+    JURORS[name].save(pupil.model, pupil.tokenizer, out / "model")
+    write_difficulty(Difficulty(scales=(1,)), out / "model")
+
+
+if __name__ == "__main__":
+    typer.run(train)
