@@ -1,4 +1,4 @@
-"""`ptp eval`: accuracy of the embedded model per task, method and keep ratio."""
+"""`ptp eval`: accuracy of a model per task, method and keep ratio."""
 
 import hashlib
 from functools import partial
@@ -13,7 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..adapters import adapter_for
-from ..adapters.internvl import InternVLAdapter
 from ..evaluation import Cell, Examiner, batches, draw_sample, plan
 from ..evaluation.baselines import DOWNSAMPLE
 from ..evaluation.results_file import read_cells, to_json
@@ -79,10 +78,6 @@ def evaluate(
     torch.set_num_threads(threads)
     loaded, processor = load(model, device=device)
     adapter = adapter_for(loaded)
-    if not isinstance(adapter, InternVLAdapter):
-        raise ValueError(
-            f"--model must be an InternVL: the tasks are drawn for its tiles. Got {adapter.family}; use ptp run or ptp bench."
-        )
     finished = {cell.key: cell for cell in done}
     console = Console()
     pruning = [contender for contender in contenders.values() if contender.method != DOWNSAMPLE]
@@ -116,7 +111,7 @@ def evaluate(
         console.print(view)
     if out is not None:
         about = _save(out, settings, cells, names)
-        text = titled("Accuracy of the embedded model", markdown(table, names), about)
+        text = titled(f"Accuracy of {'the embedded model' if model is None else model}", markdown(table, names), about)
         write_whole(out.with_suffix(".md"), lambda path: path.write_text(text))
         write_whole(out.with_suffix(".csv"), lambda path: path.write_text(comma_separated(table, names)))
         write_whole(out.with_suffix(".png"), lambda path: plot(table, path))
