@@ -3,6 +3,7 @@
 Whatever the family, a visual token shows 28 px and pictures are taken as they were drawn, so that all jurors see the same.
 """
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -112,10 +113,9 @@ class Juror:
         """Write a complete checkpoint in half precision, that `ptp.load` takes with torchvision and without it."""
         eos, pad = token_id(tokenizer, "<|im_end|>"), token_id(tokenizer, "<|endoftext|>")
         model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=pad)
-        dtype = model.dtype
-        nn.Module.half(model)
-        model.save_pretrained(directory)
-        nn.Module.to(model, dtype)
+        halved = copy.deepcopy(model)  # the model's own rotary frequencies, which are not saved, stay as exact as they are
+        nn.Module.half(halved)
+        halved.save_pretrained(directory)
         processor = self.processor(tokenizer)
         if not self.video:
             processor.save_pretrained(directory)

@@ -121,8 +121,8 @@ class Pupil:
             loss = loss + F.binary_cross_entropy_with_logits(views[:, tiles:, :things], wanted[:, tiles:, :things])
         return loss, {"see": loss.item()}
 
-    def answer(self, lesson: Lesson) -> tuple[Tensor, dict[str, float]]:
-        """The loss of the answers, every question at the positions it would have if it were the only one."""
+    def states(self, lesson: Lesson) -> Tensor:
+        """(B, questions * BLOCK, D): last states of the packed questions, each at the positions it has alone."""
         ids, positions = self.prefix(lesson)
         count, questions = lesson.answers.shape
         core = self.model.model
@@ -137,13 +137,13 @@ class Pupil:
         if len(positions) > 1:
             positions = positions[:, None].expand(-1, count, -1)
         language = core.text_model if hasattr(core, "text_model") else core.language_model
-        hidden = language(
-            inputs_embeds=sequence,
-            attention_mask=packed_mask(len(ids), sequence.device, questions),
-            position_ids=positions,
-            use_cache=False,
-        ).last_hidden_state[:, len(ids) :]
-        loss, right = packed_answers(self.model.lm_head, hidden, lesson)
+        mask = packed_mask(len(ids), sequence.device, questions)
+        whole = language(inputs_embeds=sequence, attention_mask=mask, position_ids=positions, use_cache=False)
+        return whole.last_hidden_state[:, len(ids) :]
+
+    def answer(self, lesson: Lesson) -> tuple[Tensor, dict[str, float]]:
+        """The loss of the answers, and how often each task's were right."""
+        loss, right = packed_answers(self.model.lm_head, self.states(lesson), lesson)
         return loss, {"answer": loss.item(), **right_by_task(right, lesson.tasks)}
 
 
