@@ -13,6 +13,7 @@ from ptp import PyramidPruner, RandomPruner
 from ptp.adapters import adapter_for
 from ptp.adapters.base import Layout, Tile, tiled
 from ptp.bench.measure import answer, encode_prompt
+from ptp.errors import UnsupportedModelError
 from ptp.evaluation import Cell, Examiner, batches, draw_sample, plan
 from ptp.evaluation.baselines import downsampled_size, downsampled_tiles
 from ptp.evaluation.results_file import read_cells, to_json
@@ -20,6 +21,7 @@ from ptp.evaluation.samples import SPLITS, evidence_tokens
 from ptp.evaluation.summary import comma_separated, markdown, overview, per_task, plot, relative, rows, wilson
 from ptp.methods import METHODS
 from ptp.methods.parsing import parse_variants
+from ptp.runtime import Reads, VisionRead
 from ptp.tiny.drawing import GRIDS, TILE, tiled_as_drawn
 from ptp.tiny.tasks import TASKS
 
@@ -182,7 +184,7 @@ def test_every_family_answers_in_batches_as_it_does_alone(family, name):
         question = sample.examples["color"].question
         image = sample.scene.image if name != "blank" else Image.new("RGB", sample.scene.image.size, (128, 128, 128))
         inputs = family.encode(proc, [([image], question)])
-        with torch.no_grad(), RandomPruner(keep_ratio=0.5)(model, proc) as trace:
+        with torch.no_grad(), RandomPruner(keep_ratio=0.5, window=TILE)(model, proc) as trace:
             pruned = model.generate(**inputs, max_new_tokens=4, do_sample=False)
         whole = model.generate(**inputs, max_new_tokens=4, do_sample=False)
         ids = pruned if name == "random" else whole
@@ -198,6 +200,31 @@ def test_every_family_answers_in_batches_as_it_does_alone(family, name):
         assert answers == alone
         assert cell.kept == sum(kept if name == "random" else counts)
         assert cell.evidence == (pytest.approx(np.mean(shares)) if name == "random" else None)
+
+
+def test_regions_of_a_whole_picture_are_the_tiles_it_was_drawn_on():
+    family = families.FAMILIES["qwen2.5-vl"]
+    model, proc = families.model_of(family), families.processor_of(family)
+    sample = draw_sample(1, "tune", 0)
+    examiner = Examiner(model, proc, [[sample]], parse_variants("pyramid,random:window=112"))
+    traces = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(examiner, "_evidence_kept", lambda sample, example, image: traces.append(image))
+        examiner.fill(Cell("color", "pyramid", 0.5), parse_variants("pyramid")[0])
+    assert sum(traces[0].sizes) == traces[0].num_tokens
+    whole = adapter_for(model).about({"image_grid_thw": proc.image_processor(sample.scene.image)["image_grid_thw"]}, TILE)
+    assert traces[0].layout == whole[0].layout
+
+
+def test_a_method_that_reads_what_the_encoder_lacks_is_refused_by_its_name(monkeypatch):
+    class OfCls(RandomPruner):
+        def reads(self, vision_depth):
+            return Reads(vision=(VisionRead(-1, "cls"),))
+
+    monkeypatch.setitem(METHODS, "random", OfCls)
+    family = families.FAMILIES["qwen2.5-vl"]
+    with pytest.raises(UnsupportedModelError, match=r"^random: The method reads \[CLS\] attention"):
+        Examiner(families.model_of(family), families.processor_of(family), [], parse_variants("pyramid,random"))
 
 
 def test_each_picture_is_encoded_once(monkeypatch):

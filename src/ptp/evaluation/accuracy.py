@@ -4,7 +4,7 @@ import contextlib
 import inspect
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,9 +13,12 @@ from torch import Tensor
 
 from ..adapters import adapter_for
 from ..adapters.internvl import InternVLAdapter
+from ..errors import UnsupportedModelError
 from ..methods.parsing import Variant
+from ..pruner import Pruner
 from ..runtime import ImageTrace
-from ..runtime.vision import SIGNALS
+from ..runtime.vision import SIGNALS, resolve
+from ..tiny.drawing import TILE
 from ..tiny.tasks import Example
 from .baselines import BLANK, DOWNSAMPLE, FULL, downsampled_size, downsampled_tiles
 from .encoding import EncoderReader
@@ -64,6 +67,12 @@ def plan(contenders: Sequence[Variant], keep_ratios: Sequence[float], tasks: Seq
     return [Cell(task, name, keep) for name, keep in columns for task in tasks]
 
 
+def pruner_of(contender: Variant, keep_ratio: float) -> Pruner:
+    """The method at a keep ratio. Its regions of pictures that a model does not cut are the tiles that these are drawn on."""
+    pruner = contender.pruner(keep_ratio)
+    return pruner if "window" in contender.settings else replace(pruner, window=TILE)
+
+
 @dataclass(frozen=True)
 class Look:
     """How the pictures of a batch are shown: as they are, blank, or (`keep_ratio` below 1) smaller, with fewer tokens."""
@@ -83,7 +92,14 @@ class Examiner:
     def __init__(self, model: Any, processor: Any, batches: Sequence[Sequence[Sample]], contenders: Sequence[Variant]) -> None:
         self.model, self.processor, self.batches = model, processor, batches
         self.adapter = adapter_for(model)
-        pruners = [contender.pruner(0.5) for contender in contenders if contender.method != DOWNSAMPLE]
+        pruners = []
+        for contender in contenders:
+            if contender.method != DOWNSAMPLE:
+                pruners.append(pruner_of(contender, 0.5))
+                try:
+                    resolve(self.adapter, pruners[-1].reads(self.adapter.vision_depth).vision)
+                except UnsupportedModelError as error:
+                    raise UnsupportedModelError(f"{contender.name}: {error}") from error
         self._reader = EncoderReader.of(pruners)
         self._encoded: dict[Look, Any] = {}
         self._prompts: dict[tuple[Look, str], dict[str, Any]] = {}
@@ -105,7 +121,7 @@ class Examiner:
             ratio: What the pruner is told to keep; None is the cell's own ratio.
         """
         told = cell.keep_ratio if ratio is None else ratio
-        pruner = contender.pruner(told) if contender and contender.method != DOWNSAMPLE else None
+        pruner = pruner_of(contender, told) if contender and contender.method != DOWNSAMPLE else None
         results: dict[int, tuple[bool, str, float | None]] = {}
         for index, batch in enumerate(self.batches):
             look = Look(index, cell.method == BLANK, cell.keep_ratio if cell.method == DOWNSAMPLE else 1.0)
