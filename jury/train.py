@@ -10,6 +10,8 @@ up), then two, then more of everything. A leg ends when its tasks are learned, o
 """
 
 import json
+import shutil
+import signal
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,30 +36,40 @@ LEAST = 100
 
 @dataclass(frozen=True)
 class Leg:
-    """A phase, and when it is over: all tasks right so often (`enough`), or after its `steps`."""
+    """A phase, when it is over, and how fast the encoder learns in it.
+
+    Attributes:
+        phase: Its `steps` are the most that it takes.
+        enough: It is over earlier where all its tasks are right so often.
+        encoder: Factor of the encoder's learning rate. What a fresh language model sends back would wipe out what the
+            encoder has learned: after 350 steps at the full rate no label could be read off it any more.
+    """
 
     phase: Phase
     enough: float = 1.0
+    encoder: float = 1.0
 
 
 SMALL = (*SMALL_GRIDS, *GRIDS)
 LOOK = ("read", "color", "shape")
+READ = ("read", "read", "read", *LOOK)
 SIGHT = (
     Leg(Phase(500, False, 4, (6, 12), step=14, scales=(1,))),
-    Leg(Phase(1000, False, 4, (4, 12), scales=(1,))),
+    Leg(Phase(2500, False, 4, (4, 12), scales=(1,))),
 )
 """The encoder alone."""
 FIRST = Phase(
-    1500, True, 1, (1, 1), step=14, grids=((1, 1),), scales=(1,), tasks=LOOK, questions=3, tags=0, table=False
-)  # fmt: skip
+    2000, True, 1, (1, 1), step=14, labels=10, grids=((1, 1),), scales=(1,), tasks=READ, questions=3, tags=0, table=False
+)
 ANSWERS = (
-    Leg(FIRST, 0.9),
-    Leg(replace(FIRST, signs=(1, 2), questions=4), 0.9),
-    Leg(replace(FIRST, signs=(1, 4), questions=6, tiles=2, grids=SMALL_GRIDS, step=7, steps=3000), 0.9),
+    Leg(FIRST, 0.8, encoder=0.1),
+    Leg(replace(FIRST, signs=(1, 2), questions=4), 0.85, encoder=0.1),
+    Leg(replace(FIRST, signs=(1, 3), questions=4, labels=len(LABELS)), 0.8, encoder=0.3),
+    Leg(replace(FIRST, signs=(1, 4), questions=6, tiles=2, grids=SMALL_GRIDS, step=7, labels=len(LABELS), steps=3000), 0.85),
     Leg(
         replace(
             FIRST, signs=(2, 5), tiles=3, grids=SMALL, step=7, steps=3000, tasks=(*LOOK, "exists", "table", "tiny_text"),
-            questions=12, tags=2, table=True,
+            questions=12, tags=2, table=True, labels=len(LABELS),
         ),
         0.85,
     ),
@@ -83,9 +95,16 @@ class Pupil:
         self._prefixes: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     @property
-    def parameters(self) -> list[nn.Parameter]:
-        """All that learns."""
-        return [*self.model.parameters(), *self.head.parameters()]
+    def parameters(self) -> dict[str, list[nn.Parameter]]:
+        """All that learns, what has a learning rate of its own apart."""
+        encoder = ("vision_tower.", "vision_model.", "visual.")
+        named = [
+            (any(part in name for part in encoder) and "merger" not in name, p) for name, p in self.model.named_parameters()
+        ]
+        return {
+            "encoder": [p for is_encoder, p in named if is_encoder] + list(self.head.parameters()),
+            "rest": [p for is_encoder, p in named if not is_encoder],
+        }
 
     def encode(self, lesson: Lesson) -> Any:
         """What the encoder and the projector make of the pictures."""
@@ -184,7 +203,9 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     legs = (*SIGHT, *ANSWERS)
     pupil = Pupil(JURORS[name], seed)
-    optimizer = torch.optim.AdamW(pupil.parameters, lr=peak, weight_decay=0.02, betas=(0.9, 0.98), fused=True)
+    groups = [{"params": weights, "name": part} for part, weights in pupil.parameters.items()]
+    weights = [weight for group in groups for weight in group["params"]]
+    optimizer = torch.optim.AdamW(groups, lr=peak, weight_decay=0.02, betas=(0.9, 0.98), fused=True)
     rng, averages = np.random.default_rng(seed), dict[str, float]()
     state: dict[str, Any] = {"step": 0, "leg": 0, "of_leg": 0, "seconds": 0.0}
     checkpoint, log_file = out / "checkpoint.pt", out / "log.jsonl"
@@ -202,17 +223,20 @@ def train(
         torch.save(whole, checkpoint.with_suffix(".tmp"))
         checkpoint.with_suffix(".tmp").replace(checkpoint)
 
+    stop: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))  # ends after a checkpoint
     kept, began = time.perf_counter(), state["seconds"]
-    while state["leg"] < len(legs) and state["seconds"] - began < seconds:
+    while state["leg"] < len(legs) and state["seconds"] - began < seconds and not stop:
         started = time.perf_counter()
         leg = legs[state["leg"]]
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(legs, state["leg"], state["of_leg"], peak)
+            rate = learning_rate(legs, state["leg"], state["of_leg"], peak)
+            group["lr"] = rate * (leg.encoder if group["name"] == "encoder" else 1.0)
         lesson = draw_lesson(rng, pupil.tokenizer, leg.phase, tiles_per_batch)
         loss, log = pupil.answer(lesson) if leg.phase.answers else pupil.see(lesson)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(pupil.parameters, 1.0)
+        nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         for key, value in log.items():
             averages[key] = 0.97 * averages.get(key, value) + 0.03 * value
@@ -225,10 +249,14 @@ def train(
         if over(leg, state["of_leg"], averages):
             state, averages = state | {"leg": state["leg"] + 1, "of_leg": 0}, {}
             keep()
+            shutil.copy(checkpoint, out / f"leg{state['leg']}.pt")  # to go back to where a later leg fails
         elif time.perf_counter() - kept > CHECKPOINT_SECONDS:
             keep()
             kept = time.perf_counter()
     keep()
+    signal.signal(signal.SIGTERM, before)
+    if stop:
+        raise SystemExit(128 + stop[0])
     JURORS[name].save(pupil.model, pupil.tokenizer, out / "model")
     write_difficulty(Difficulty(scales=(1,)), out / "model")
 
