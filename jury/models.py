@@ -65,8 +65,8 @@ class Juror:
         model_class: Of transformers.
         config: Makes its configuration of the tokenizer.
         processor: Makes its family's own processor of the tokenizer.
-        views: (B, V, D) pooled states of a batch from what the encoder returned of its (columns, rows) tiles: of each tile
-            in raster order, then, where the whole picture is shown once more, of the thumbnail.
+        views: (B, V, D) pooled states of a batch, in one way or two, from what the encoder returned of its (columns, rows)
+            tiles: of each tile in raster order, then, where the whole picture is shown once more, of the thumbnail.
         positions: The name of its encoder's position embeddings, which start as sines and cosines; empty where it has none.
         nested: Whether its processor wants a list of pictures for every prompt.
         video: Class of the video processor that its processor wants where torchvision is there.
@@ -77,7 +77,7 @@ class Juror:
     model_class: Any
     config: Callable[[PreTrainedTokenizerFast], Any]
     processor: Callable[[PreTrainedTokenizerFast], Any]
-    views: Callable[[Tensor, int, tuple[int, int]], Tensor]
+    views: Callable[[Tensor, int, tuple[int, int]], list[Tensor]]
     positions: str = ""
     nested: bool = False
     video: str = ""
@@ -154,19 +154,19 @@ def text(kind: str, layers: int, tokenizer: PreTrainedTokenizerFast, **more: Any
     )
 
 
-def by_tile(states: Tensor, pictures: int, grid: tuple[int, int]) -> Tensor:
+def by_tile(states: Tensor, pictures: int, grid: tuple[int, int]) -> list[Tensor]:
     """The mean over the patches of each tile."""
-    return states.flatten(0, -2).view(pictures, -1, (TILE // PATCH) ** 2, states.shape[-1]).mean(dim=2)
+    return [states.flatten(0, -2).view(pictures, -1, (TILE // PATCH) ** 2, states.shape[-1]).mean(dim=2)]
 
 
-def by_cls(states: Tensor, pictures: int, grid: tuple[int, int]) -> Tensor:
-    """[CLS] of each tile."""
-    return states[:, 0].view(pictures, -1, states.shape[-1])
+def by_cls(states: Tensor, pictures: int, grid: tuple[int, int]) -> list[Tensor]:
+    """[CLS] of each tile, and the mean over its patches."""
+    return [pooled.view(pictures, -1, states.shape[-1]) for pooled in (states[:, 0], states[:, 1:].mean(dim=1))]
 
 
-def by_cls_after_the_thumbnail(states: Tensor, pictures: int, grid: tuple[int, int]) -> Tensor:
-    """[CLS] of each tile, where the thumbnail's comes first."""
-    return by_cls(states, pictures, grid).roll(-1, dims=1)
+def by_cls_after_the_thumbnail(states: Tensor, pictures: int, grid: tuple[int, int]) -> list[Tensor]:
+    """The same, where the thumbnail comes first."""
+    return [pooled.roll(-1, dims=1) for pooled in by_cls(states, pictures, grid)]
 
 
 def internvl_config(tokenizer: PreTrainedTokenizerFast) -> Any:

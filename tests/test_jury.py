@@ -104,8 +104,8 @@ def test_the_warm_up_looks_at_the_tiles_it_is_told_of(name):
             lesson = lessons.Lesson([changed], before.blocks, before.answers, before.tasks)
             with torch.no_grad():
                 states = own.encode(lesson).last_hidden_state
-                views.append(own.juror.views(states, 1, (3, 2))[0, :6])
-        assert (views[1] - views[0]).norm(dim=-1).argmax() == tile
+                views.append(torch.stack(own.juror.views(states, 1, (3, 2)))[:, 0, :6])
+        assert ((views[1] - views[0]).norm(dim=-1).argmax(dim=-1) == tile).all()
 
 
 def test_a_training_goes_on_where_it_stopped(tmp_path, monkeypatch):

@@ -42,7 +42,9 @@ def evaluate(
     samples: Annotated[int, typer.Option(min=2, help="Pictures.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same pictures.")] = 0,
     split: Annotated[str, typer.Option(help="report, or tune for choosing settings.")] = "report",
-    model: Annotated[str | None, typer.Option(help="Checkpoint directory; default: the embedded ptp-tiny.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint directory, or one of several (jury); default: the embedded ptp-tiny.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     out: Annotated[
@@ -50,7 +52,14 @@ def evaluate(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Start again and overwrite existing results.")] = False,
 ) -> None:
-    """Measure accuracy on fresh pictures: the same ones for every method."""
+    """Measure accuracy on fresh pictures: the same ones for every method. Several models write NAME-MODEL.json and so on."""
+    for one in _models_in(model):
+        asked = dict(methods=methods, keep=keep, match=match, tasks=tasks, samples=samples, seed=seed, split=split)
+        own = out and out.with_name(f"{out.stem}-{one.name}{out.suffix}")
+        Console().print(str(one), highlight=False, markup=False)
+        evaluate(**asked, model=str(one), device=device, threads=threads, out=own, force=force)  # type: ignore[arg-type]
+    if _models_in(model):
+        return
     difficulty = read_difficulty(WEIGHTS if model is None else Path(model))
     names = list(difficulty.tasks) if tasks == "all" else list(dict.fromkeys(tasks.split(",")))
     for name in names:
@@ -125,6 +134,13 @@ def _save(out: Path, settings: dict[str, Any], cells: list[Cell], tasks: list[st
     text = to_json(about, settings, cells, rows(cells, tasks))
     write_whole(out, lambda path: path.write_text(text))
     return about
+
+
+def _models_in(model: str | None) -> list[Path]:
+    """The checkpoints of a directory that is none itself but holds some, by name; none where it is one, or is not there."""
+    if model is None or not Path(model).is_dir() or (Path(model) / "config.json").exists():
+        return []
+    return sorted(path.parent for path in Path(model).glob("*/config.json"))
 
 
 def _identity(model: str | None) -> str:
