@@ -265,6 +265,8 @@ def train(
         raise SystemExit(128 + stop[0])
     JURORS[name].save(pupil.model, pupil.tokenizer, out / "model")
     learned = tuple(task for task in TASKS if averages.get(task, 0.0) >= LEARNED)
+    if log_file.exists():
+        shutil.copy(log_file, out / "model" / "training.jsonl")
     write_difficulty(Difficulty(tasks=learned or ("color",), scales=(1,)), out / "model")
 
 
