@@ -6,7 +6,8 @@ and nothing touches the projector but what comes back from the answers. Pictures
 `ptp-tiny`; pixels are what the family's own processor makes of a picture, positions what the family's model gives.
 
 What made reading emerge early: one sign on one tile first (its label can be answered before the model can look anything
-up), then two, then more of everything. A leg ends when its tasks are learned, or after its most steps.
+up), then two of different colours (of two of one colour, which only their shapes tell apart, the model read neither for
+400 steps), then more of everything. A leg ends when its tasks are learned, or after its most steps.
 """
 
 import json
@@ -62,23 +63,31 @@ SIGHT = (
 )
 """The encoder alone."""
 FIRST = Phase(
-    1500, True, 1, (1, 1), step=14, labels=10, grids=((1, 1),), scales=(1,), tasks=READ, questions=3, tags=0, table=False
+    1500,
+    True,
+    1,
+    (1, 1),
+    step=14,
+    labels=10,
+    grids=((1, 1),),
+    scales=(1,),
+    tasks=READ,
+    questions=3,
+    tags=0,
+    table=False,
+    repeated=0.0,
 )
+MORE = replace(FIRST, labels=len(LABELS), questions=6, repeated=0.8)
+ALL = replace(MORE, step=7, grids=SMALL, questions=12, tags=2, table=True)
 ANSWERS = (
     Leg(FIRST, 0.8, encoder=0.1),
-    Leg(replace(FIRST, signs=(1, 2), questions=4), 0.85, encoder=0.1),
-    Leg(replace(FIRST, signs=(1, 3), questions=4, labels=len(LABELS)), 0.8, encoder=0.3),
-    Leg(replace(FIRST, signs=(1, 4), questions=6, tiles=2, grids=SMALL_GRIDS, step=7, labels=len(LABELS), steps=2000), 0.85),
-    Leg(
-        replace(
-            FIRST, signs=(2, 5), tiles=3, grids=SMALL, step=7, steps=2500, tasks=(*LOOK, "exists", "table", "tiny_text"),
-            questions=12, tags=2, table=True, labels=len(LABELS),
-        ),
-        0.85,
-    ),
+    Leg(replace(FIRST, signs=(2, 2), questions=6), 0.85, encoder=0.3),
+    Leg(replace(MORE, signs=(2, 3), repeated=0.4), 0.8, encoder=0.3),
+    Leg(replace(MORE, signs=(2, 4), tiles=2, grids=SMALL_GRIDS, step=7, steps=2000), 0.85),
+    Leg(replace(ALL, signs=(2, 5), tiles=3, tasks=(*LOOK, "exists", "table", "tiny_text"), steps=2500), 0.85),
     Leg(Phase(4000, True, 6, (2, 7), extra=("where", "where", "relation", "exists", "count"), grids=SMALL, scales=(1,)), 0.93),
     Leg(Phase(3000, True, 12, (4, 7), extra=("relation", "relation", "exists", "count", "count"), scales=(1,))),
-)  # fmt: skip
+)
 """Everything, by its answers. The learning rate falls in the last leg only."""
 
 

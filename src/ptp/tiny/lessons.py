@@ -42,6 +42,7 @@ class Phase:
         table: Whether there is a table on it.
         grids: Tile grids (columns, rows) of its pictures, those of more than `tiles` left out.
         scales: Scales that its pictures are drawn at, those named twice twice as often.
+        repeated: Share of the pictures with several signs of one color, which only their shapes tell apart.
     """
 
     steps: int
@@ -57,6 +58,7 @@ class Phase:
     table: bool = True
     grids: tuple[tuple[int, int], ...] = GRIDS
     scales: tuple[int, ...] = TRAIN_SCALES
+    repeated: float = 0.8
 
 
 CURRICULUM = (
@@ -195,8 +197,17 @@ def draw_lesson(rng: np.random.Generator, tokenizer: PreTrainedTokenizerFast, ph
     for b in range(count):
         labels = tuple(LABELS[i] for i in np.linspace(0, len(LABELS) - 1, phase.labels).astype(int))
         scale = int(rng.choice(phase.scales))
-        shown = dict(signs=phase.signs, labels=labels, step=phase.step, tags=phase.tags, table=phase.table, scale=scale)
-        scene = draw_scene(rng, grid, **shown)  # type: ignore[arg-type]
+        scene = draw_scene(
+            rng,
+            grid,
+            signs=phase.signs,
+            labels=labels,
+            step=phase.step,
+            tags=phase.tags,
+            table=phase.table,
+            repeated=phase.repeated,
+            scale=scale,
+        )
         examples: list[Example] = []
         while len(examples) < phase.questions:
             examples += [example for task in phase.tasks if (example := ask(rng, scene, task))]
