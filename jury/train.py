@@ -47,11 +47,13 @@ class Leg:
         enough: It is over earlier where all its tasks are right so often (of the warm-up: so many labels in view are named).
         encoder: Factor of the encoder's learning rate. What a fresh language model sends back would wipe out what the
             encoder has learned: after 350 steps at the full rate no label could be read off it any more.
+        batch: Factor of the pictures per step: small batches go further where a new skill has to be found.
     """
 
     phase: Phase
     enough: float = 1.0
     encoder: float = 1.0
+    batch: float = 1.0
 
 
 SMALL = (*SMALL_GRIDS, *GRIDS)
@@ -81,8 +83,8 @@ MORE = replace(FIRST, labels=len(LABELS), questions=6, repeated=0.8)
 ALL = replace(MORE, step=7, grids=SMALL, questions=12, tags=2, table=True)
 ANSWERS = (
     Leg(FIRST, 0.8, encoder=0.1),
-    Leg(replace(FIRST, signs=(2, 2), questions=6), 0.85, encoder=0.3),
-    Leg(replace(MORE, signs=(2, 3), repeated=0.4), 0.8, encoder=0.3),
+    Leg(replace(FIRST, signs=(2, 2), questions=6), 0.85, encoder=0.3, batch=0.5),
+    Leg(replace(MORE, signs=(2, 3), repeated=0.4), 0.8, encoder=0.3, batch=0.5),
     Leg(replace(MORE, signs=(2, 4), tiles=2, grids=SMALL_GRIDS, step=7, steps=2000), 0.85),
     Leg(replace(ALL, signs=(2, 5), tiles=3, tasks=(*LOOK, "exists", "table", "tiny_text"), steps=2500), 0.85),
     Leg(Phase(4000, True, 6, (2, 7), extra=("where", "where", "relation", "exists", "count"), grids=SMALL, scales=(1,)), 0.93),
@@ -246,7 +248,7 @@ def train(
         for group in optimizer.param_groups:
             rate = learning_rate(legs, state["leg"], state["of_leg"], peak)
             group["lr"] = rate * (leg.encoder if group["name"] == "encoder" else 1.0)
-        lesson = draw_lesson(rng, pupil.tokenizer, leg.phase, tiles_per_batch)
+        lesson = draw_lesson(rng, pupil.tokenizer, leg.phase, round(leg.batch * tiles_per_batch))
         loss, log = pupil.answer(lesson) if leg.phase.answers else pupil.see(lesson)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
