@@ -268,6 +268,23 @@ def test_eval_writes_its_table(folder, here):
     assert (folder / "small.csv").exists() and (folder / "small.png").exists()
 
 
+def test_eval_of_a_directory_of_models_measures_each_of_them(folder):
+    import shutil
+
+    from ptp.tiny import WEIGHTS
+
+    for name in ("first", "second"):
+        shutil.copytree(WEIGHTS, folder / "several" / name)
+    settings = ["eval", "--samples", 2, "--keep", "0.5", "--methods", "random", "--tasks", "read"]
+    result = ptp(*settings, "--model", "several", "--out", "each.json", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert [result.stdout.count(f"several/{name}\n") for name in ("first", "second")] == [1, 1]
+    files = [json.loads((folder / f"each-{name}.json").read_text()) for name in ("first", "second")]
+    first, second = ([cell["right"] for cell in file["cells"]] for file in files)
+    assert first == second and len(first) == 3
+    assert not (folder / "each.json").exists()
+
+
 INTERRUPTED_EVAL = """
 import os, signal, sys
 import ptp.cli

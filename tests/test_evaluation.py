@@ -2,22 +2,31 @@
 
 import json
 
+import families
 import numpy as np
 import pytest
 import torch
 from conftest import picture, processor, small_model
+from PIL import Image
 
 from ptp import PyramidPruner, RandomPruner
+from ptp.adapters import adapter_for
+from ptp.adapters.base import Layout, Tile, tiled
 from ptp.bench.measure import answer, encode_prompt
+from ptp.errors import UnsupportedModelError
 from ptp.evaluation import Cell, Examiner, batches, draw_sample, plan
-from ptp.evaluation.baselines import downsampled_tiles
+from ptp.evaluation.baselines import downsampled_size, downsampled_tiles
 from ptp.evaluation.results_file import read_cells, to_json
 from ptp.evaluation.samples import SPLITS, evidence_tokens
 from ptp.evaluation.summary import comma_separated, markdown, overview, per_task, plot, relative, rows, wilson
 from ptp.methods import METHODS
 from ptp.methods.parsing import parse_variants
+from ptp.runtime import Reads, VisionRead
 from ptp.tiny.drawing import GRIDS, TILE, tiled_as_drawn
 from ptp.tiny.tasks import TASKS
+
+FIXED = ("gemma3", "smolvlm", "idefics3", "llava-1.5")
+"""Families that give every picture as many tokens."""
 
 
 def test_a_sample_is_the_same_whatever_else_is_drawn_and_no_other_is_like_it():
@@ -58,7 +67,30 @@ def test_evidence_tokens_equal_counting_pixels(number):
                 y, x = tile // columns * TILE + place // 4 * 28, tile % columns * TILE + place % 4 * 28
                 if 4 * covered[y : y + 28, x : x + 28].sum() >= min(28 * 28, covered.sum()):
                     expected.add(token)
-        assert evidence_tokens(example.evidence, sample.scene.grid, 16) == expected
+        layout = tiled(sample.scene.grid, 4, 4, thumbnail=True)
+        assert evidence_tokens(example.evidence, sample.scene.grid, layout) == expected
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_evidence_is_where_it_is_however_the_model_cuts_the_picture(number):
+    """A picture taken whole, in windows of a tile: the tokens of an InternVL. In tokens of 40 px: counting pixels."""
+    sample = draw_sample(3, "tune", number)
+    grid = columns, rows_ = sample.scene.grid
+    qwen = adapter_for(families.model_of(families.FAMILIES["qwen2.5-vl"]))
+    (whole,) = qwen.about({"image_grid_thw": torch.tensor([[1, 8 * rows_, 8 * columns]])}, TILE)
+    across, down = -(-columns * TILE // 40), -(-rows_ * TILE // 40)  # the last ones show padding
+    coarse = Layout((Tile(across, down, (0, 0, 40 * across / (TILE * columns), 40 * down / (TILE * rows_))),))
+    for example in sample.examples.values():
+        tiles = evidence_tokens(example.evidence, grid, tiled(grid, 4, 4, thumbnail=True))
+        assert evidence_tokens(example.evidence, grid, whole.layout) == tiles
+        expected = set()
+        for left, top, right, bottom in example.evidence:
+            covered = np.zeros((40 * down, 40 * across), bool)
+            covered[top:bottom, left:right] = True
+            areas = covered.reshape(down, 40, across, 40).sum(axis=(1, 3)).flatten()
+            enough = min(min(40 * 40, covered.sum()) / 4, areas.max())
+            expected |= set(np.flatnonzero(areas >= enough).tolist())
+        assert evidence_tokens(example.evidence, grid, coarse) == expected
 
 
 @pytest.mark.parametrize("keep", [0.5, 0.25, 0.1])
@@ -68,6 +100,19 @@ def test_downsampling_never_takes_more_tokens_than_pruning(keep, tiles):
     tokens = 16 * (count + (count > 1))
     assert tokens <= max(16, round(keep * 16 * (tiles + 1)))
     assert count == tiles or tokens + 16 > keep * 16 * (tiles + 1) - 16, "no larger picture would fit"
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.25, 0.1])
+def test_a_smaller_picture_is_the_largest_that_has_no_more_tokens(keep):
+    def count(size):
+        return (size[0] // 28) * (size[1] // 28)
+
+    width, height = downsampled_size(keep, (448, 336), count)
+    assert count((width, height)) <= round(keep * 16 * 12) and abs(width / height - 4 / 3) < 0.02
+    assert count((round(width / 0.94), round(height / 0.94))) > round(keep * 16 * 12), "a larger one would fit"
+    assert downsampled_size(0.01, (448, 336), lambda size: max(20, count(size)))[0] < 448, "the fewest that there are"
+    with pytest.raises(ValueError, match=r"256 visual tokens at any size\. Leave downsample out"):
+        downsampled_size(keep, (448, 336), lambda size: 256)
 
 
 @pytest.mark.parametrize("name", [*METHODS, "pyramid:prune_layer=0"])
@@ -104,7 +149,7 @@ def test_batches_give_every_picture_the_answer_it_gets_alone(name):
             if contenders:
                 with contenders[0].pruner(0.5)(model, proc) as trace:
                     alone = answer(model, proc, inputs, 4)
-                tokens = evidence_tokens(example.evidence, sample.scene.grid, 16)
+                tokens = evidence_tokens(example.evidence, sample.scene.grid, trace.images[0].layout)
                 shares.append(len(tokens.intersection(trace.images[0].kept.tolist())) / len(tokens))
             else:
                 alone = answer(model, proc, inputs, 4)
@@ -114,6 +159,72 @@ def test_batches_give_every_picture_the_answer_it_gets_alone(name):
     elif contenders:
         assert cell.kept == sum(round(0.5 * 16 * (s.scene.grid[0] * s.scene.grid[1] + 1)) for s in drawn)
         assert cell.evidence == pytest.approx(np.mean(shares))
+
+
+@pytest.mark.parametrize("name", ["full", "blank", "random", "downsample"])
+def test_every_family_answers_in_batches_as_it_does_alone(family, name):
+    """Against one picture at a time, through the family's own processor and a plain `generate`."""
+    model, proc = families.model_of(family), families.processor_of(family)
+    drawn = [draw_sample(1, "tune", number) for number in range(3)]
+    contenders = parse_variants(name, ("downsample",)) if name in ("random", "downsample") else []
+    examiner = Examiner(model, proc, batches(iter(drawn)), contenders)
+    cell = Cell("color", name, 0.5 if contenders else 1.0)
+    if name == "downsample" and family.name in FIXED:
+        with pytest.raises(ValueError, match="visual tokens at any size"):
+            examiner.fill(cell, contenders[0])
+        return
+    answers = []
+    decode = proc.batch_decode
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proc, "batch_decode", lambda *a, **k: answers.extend(texts := decode(*a, **k)) or texts)
+        examiner.fill(cell, contenders[0] if contenders else None)
+    order = [sample for batch in examiner.batches for sample in batch]
+    alone, counts, kept, shares = [], [], [], []
+    for sample in order:
+        question = sample.examples["color"].question
+        image = sample.scene.image if name != "blank" else Image.new("RGB", sample.scene.image.size, (128, 128, 128))
+        inputs = family.encode(proc, [([image], question)])
+        with torch.no_grad(), RandomPruner(keep_ratio=0.5, window=TILE)(model, proc) as trace:
+            pruned = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        whole = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        ids = pruned if name == "random" else whole
+        alone.append(proc.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+        counts.append(trace.images[0].num_tokens)
+        kept.append(len(trace.images[0].kept))
+        tokens = evidence_tokens(sample.examples["color"].evidence, sample.scene.grid, trace.images[0].layout)
+        shares.append(len(tokens & set(trace.images[0].kept.tolist())) / len(tokens))
+    assert cell.total == sum(counts)
+    if name == "downsample":
+        assert 0 < cell.kept <= 0.5 * sum(counts) + 1
+    else:
+        assert answers == alone
+        assert cell.kept == sum(kept if name == "random" else counts)
+        assert cell.evidence == (pytest.approx(np.mean(shares)) if name == "random" else None)
+
+
+def test_regions_of_a_whole_picture_are_the_tiles_it_was_drawn_on():
+    family = families.FAMILIES["qwen2.5-vl"]
+    model, proc = families.model_of(family), families.processor_of(family)
+    sample = draw_sample(1, "tune", 0)
+    examiner = Examiner(model, proc, [[sample]], parse_variants("pyramid,random:window=112"))
+    traces = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(examiner, "_evidence_kept", lambda sample, example, image: traces.append(image))
+        examiner.fill(Cell("color", "pyramid", 0.5), parse_variants("pyramid")[0])
+    assert sum(traces[0].sizes) == traces[0].num_tokens
+    whole = adapter_for(model).about({"image_grid_thw": proc.image_processor(sample.scene.image)["image_grid_thw"]}, TILE)
+    assert traces[0].layout == whole[0].layout
+
+
+def test_a_method_that_reads_what_the_encoder_lacks_is_refused_by_its_name(monkeypatch):
+    class OfCls(RandomPruner):
+        def reads(self, vision_depth):
+            return Reads(vision=(VisionRead(-1, "cls"),))
+
+    monkeypatch.setitem(METHODS, "random", OfCls)
+    family = families.FAMILIES["qwen2.5-vl"]
+    with pytest.raises(UnsupportedModelError, match=r"^random: The method reads \[CLS\] attention"):
+        Examiner(families.model_of(family), families.processor_of(family), [], parse_variants("pyramid,random"))
 
 
 def test_each_picture_is_encoded_once(monkeypatch):
@@ -126,7 +237,7 @@ def test_each_picture_is_encoded_once(monkeypatch):
     monkeypatch.setattr(
         type(model),
         "get_image_features",
-        lambda self, pixels, **rest: encoded.append(len(pixels)) or original(self, pixels, **rest),
+        lambda self, pixel_values, **rest: encoded.append(len(pixel_values)) or original(self, pixel_values, **rest),
     )
     by_name = {contender.name: contender for contender in contenders}
     for cell in plan(contenders, [0.5, 0.2], ["read", "color"]):

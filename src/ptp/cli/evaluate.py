@@ -1,4 +1,4 @@
-"""`ptp eval`: accuracy of the embedded model per task, method and keep ratio."""
+"""`ptp eval`: accuracy of a model per task, method and keep ratio."""
 
 import hashlib
 from functools import partial
@@ -13,7 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..adapters import adapter_for
-from ..adapters.internvl import InternVLAdapter
 from ..evaluation import Cell, Examiner, batches, draw_sample, plan
 from ..evaluation.baselines import DOWNSAMPLE
 from ..evaluation.results_file import read_cells, to_json
@@ -43,7 +42,9 @@ def evaluate(
     samples: Annotated[int, typer.Option(min=2, help="Pictures.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same pictures.")] = 0,
     split: Annotated[str, typer.Option(help="report, or tune for choosing settings.")] = "report",
-    model: Annotated[str | None, typer.Option(help="Checkpoint directory; default: the embedded ptp-tiny.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Checkpoint directory, or one of several (jury); default: the embedded ptp-tiny.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")] = "cpu",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     out: Annotated[
@@ -51,7 +52,14 @@ def evaluate(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Start again and overwrite existing results.")] = False,
 ) -> None:
-    """Measure accuracy on fresh pictures: the same ones for every method."""
+    """Measure accuracy on fresh pictures: the same ones for every method. Several models write NAME-MODEL.json and so on."""
+    for one in _models_in(model):
+        asked = dict(methods=methods, keep=keep, match=match, tasks=tasks, samples=samples, seed=seed, split=split)
+        own = out and out.with_name(f"{out.stem}-{one.name}{out.suffix}")
+        Console().print(str(one), highlight=False, markup=False)
+        evaluate(**asked, model=str(one), device=device, threads=threads, out=own, force=force)  # type: ignore[arg-type]
+    if _models_in(model):
+        return
     difficulty = read_difficulty(WEIGHTS if model is None else Path(model))
     names = list(difficulty.tasks) if tasks == "all" else list(dict.fromkeys(tasks.split(",")))
     for name in names:
@@ -79,10 +87,6 @@ def evaluate(
     torch.set_num_threads(threads)
     loaded, processor = load(model, device=device)
     adapter = adapter_for(loaded)
-    if not isinstance(adapter, InternVLAdapter):
-        raise ValueError(
-            f"--model must be an InternVL: the tasks are drawn for its tiles. Got {adapter.family}; use ptp run or ptp bench."
-        )
     finished = {cell.key: cell for cell in done}
     console = Console()
     pruning = [contender for contender in contenders.values() if contender.method != DOWNSAMPLE]
@@ -116,7 +120,7 @@ def evaluate(
         console.print(view)
     if out is not None:
         about = _save(out, settings, cells, names)
-        text = titled("Accuracy of the embedded model", markdown(table, names), about)
+        text = titled(f"Accuracy of {'the embedded model' if model is None else model}", markdown(table, names), about)
         write_whole(out.with_suffix(".md"), lambda path: path.write_text(text))
         write_whole(out.with_suffix(".csv"), lambda path: path.write_text(comma_separated(table, names)))
         write_whole(out.with_suffix(".png"), lambda path: plot(table, path))
@@ -130,6 +134,13 @@ def _save(out: Path, settings: dict[str, Any], cells: list[Cell], tasks: list[st
     text = to_json(about, settings, cells, rows(cells, tasks))
     write_whole(out, lambda path: path.write_text(text))
     return about
+
+
+def _models_in(model: str | None) -> list[Path]:
+    """The checkpoints of a directory that is none itself but holds some, by name; none where it is one, or is not there."""
+    if model is None or not Path(model).is_dir() or (Path(model) / "config.json").exists():
+        return []
+    return sorted(path.parent for path in Path(model).glob("*/config.json"))
 
 
 def _identity(model: str | None) -> str:

@@ -1,23 +1,32 @@
 """Accuracy of a model per task, method and keep ratio, on the same fresh pictures for all of them."""
 
 import contextlib
+import inspect
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..adapters import adapter_for
+from ..adapters.internvl import InternVLAdapter
+from ..errors import UnsupportedModelError
 from ..methods.parsing import Variant
+from ..pruner import Pruner
 from ..runtime import ImageTrace
+from ..runtime.vision import SIGNALS, resolve
+from ..tiny.drawing import TILE
 from ..tiny.tasks import Example
-from .baselines import BLANK, DOWNSAMPLE, FULL, downsampled_tiles
+from .baselines import BLANK, DOWNSAMPLE, FULL, downsampled_size, downsampled_tiles
 from .encoding import EncoderReader, encoded_already
 from .samples import Sample, evidence_tokens
 
 MAX_NEW_TOKENS = 4
+BICUBIC = Image.Resampling.BICUBIC
+GRAY = (128, 128, 128)
 
 
 @dataclass
@@ -58,6 +67,21 @@ def plan(contenders: Sequence[Variant], keep_ratios: Sequence[float], tasks: Seq
     return [Cell(task, name, keep) for name, keep in columns for task in tasks]
 
 
+def pruner_of(contender: Variant, keep_ratio: float) -> Pruner:
+    """The method at a keep ratio. Its regions of pictures that a model does not cut are the tiles that these are drawn on."""
+    pruner = contender.pruner(keep_ratio)
+    return pruner if "window" in contender.settings else replace(pruner, window=TILE)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the pictures of a batch are shown: as they are, blank, or (`keep_ratio` below 1) smaller, with fewer tokens."""
+
+    batch: int
+    blank: bool = False
+    keep_ratio: float = 1.0
+
+
 class Examiner:
     """Asks one model about batches of samples. Each picture is encoded once, however much is asked about it.
 
@@ -67,10 +91,19 @@ class Examiner:
 
     def __init__(self, model: Any, processor: Any, batches: Sequence[Sequence[Sample]], contenders: Sequence[Variant]) -> None:
         self.model, self.processor, self.batches = model, processor, batches
-        pruners = [contender.pruner(0.5) for contender in contenders if contender.method != DOWNSAMPLE]
+        self.adapter = adapter_for(model)
+        pruners = []
+        for contender in contenders:
+            if contender.method != DOWNSAMPLE:
+                pruners.append(pruner_of(contender, 0.5))
+                try:
+                    resolve(self.adapter, pruners[-1].reads(self.adapter.vision_depth).vision)
+                except UnsupportedModelError as error:
+                    raise UnsupportedModelError(f"{contender.name}: {error}") from error
         self._reader = EncoderReader.of(pruners)
-        self._encoded: dict[Any, Any] = {}
-        self._prompts: dict[Any, dict[str, Tensor]] = {}
+        self._encoded: dict[Look, Any] = {}
+        self._prompts: dict[tuple[Look, str], dict[str, Any]] = {}
+        self._tokens: dict[tuple[int, int], int] = {}
 
     @torch.inference_mode()
     def fill(
@@ -88,26 +121,23 @@ class Examiner:
             ratio: What the pruner is told to keep; None is the cell's own ratio.
         """
         told = cell.keep_ratio if ratio is None else ratio
-        pruner = contender.pruner(told) if contender and contender.method != DOWNSAMPLE else None
+        pruner = pruner_of(contender, told) if contender and contender.method != DOWNSAMPLE else None
         results: dict[int, tuple[bool, str, float | None]] = {}
         for index, batch in enumerate(self.batches):
-            tiles = None
-            if cell.method == DOWNSAMPLE:
-                columns, rows = batch[0].scene.grid
-                tiles = downsampled_tiles(cell.keep_ratio, columns * rows, self.model.config.image_seq_length)
-            prompt = self._prompt(index, cell.task, tiles)
-            encoded = self._encode(index, tiles, cell.method == BLANK)
+            look = Look(index, cell.method == BLANK, cell.keep_ratio if cell.method == DOWNSAMPLE else 1.0)
+            prompt = self._prompt(look, cell.task)
+            encoded = self._encode(look, cell.task)
             started = time.perf_counter()
             pruning = pruner(self.model, self.processor) if pruner else contextlib.nullcontext()
             with encoded_already(self.model, encoded), pruning as trace:
-                ids = self.model.generate(**prompt, **self._shown(), max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
+                ids = self.model.generate(**prompt, max_new_tokens=MAX_NEW_TOKENS, do_sample=False)
             cell.seconds += time.perf_counter() - started
             texts = self.processor.batch_decode(ids[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
             kept: list[ImageTrace | None] = list(trace.images) if trace else [None] * len(batch)
-            cell.kept += trace.visual_tokens[1] if trace else self._visual_tokens(prompt)
+            cell.kept += trace.visual_tokens[1] if trace else self._visual_tokens(look, cell.task)
             cell.structure += trace.structure_tokens[1] if trace else 0
-            cell.average += trace.average_tokens if trace else self._visual_tokens(prompt)
-            cell.total += self._visual_tokens(self._prompt(index, cell.task))
+            cell.average += trace.average_tokens if trace else self._visual_tokens(look, cell.task)
+            cell.total += self._visual_tokens(Look(index), cell.task)
             for sample, text, image in zip(batch, texts, kept, strict=True):
                 example = sample.examples[cell.task]
                 share = self._evidence_kept(sample, example, image)
@@ -118,56 +148,81 @@ class Examiner:
         shares = [share for _, _, share in in_order if share is not None]
         cell.evidence = sum(shares) / len(shares) if shares else None
 
-    def _shown(self) -> dict[str, Tensor]:
-        """That there are pictures; what they show has been encoded."""
-        return {"pixel_values": torch.empty(0, device=self.model.device, dtype=self.model.dtype)}
-
-    def _visual_tokens(self, prompt: dict[str, Tensor]) -> int:
-        return int((prompt["input_ids"] == self.model.config.image_token_id).sum())
+    def _visual_tokens(self, look: Look, task: str) -> int:
+        """Visual tokens of a batch, by the model's own layout: newlines between them are none."""
+        ids, vision = self._prompt(look, task)["input_ids"].cpu(), getattr(self._encode(look, task), SIGNALS)
+        spans = self.adapter.locate(ids, ids == self.adapter.image_token_id, vision.about, vision.pixels)
+        return sum(span.layout.tokens for span in spans)
 
     def _evidence_kept(self, sample: Sample, example: Example, image: ImageTrace | None) -> float | None:
-        columns, rows = sample.scene.grid
-        if not example.evidence or image is None or len(image.sizes) != columns * rows + 1:
-            return None  # a model of other tiles than the picture was drawn for: where the evidence is, is not known
-        tokens = evidence_tokens(example.evidence, sample.scene.grid, self.model.config.image_seq_length)
+        if not example.evidence or image is None:
+            return None
+        tokens = evidence_tokens(example.evidence, sample.scene.grid, image.layout)
         return len(tokens & set(image.kept.tolist())) / len(tokens)
 
-    def _prompt(self, index: int, task: str, tiles: int | None = None) -> dict[str, Tensor]:
-        """Token ids and mask of one question about each picture of a batch, cut into at most `tiles` tiles."""
-        if (index, task, tiles) not in self._prompts:
-            turns = [
-                [
-                    {
-                        "role": "user",
-                        "content": [
-                            {"type": "image", "image": sample.scene.image},
-                            {"type": "text", "text": sample.examples[task].question},
-                        ],
-                    }
-                ]
-                for sample in self.batches[index]
-            ]
-            options: dict[str, Any] = {"return_tensors": "pt", "padding": True}
-            if tiles is not None:
-                options["max_patches"] = tiles
-            inputs = self.processor.apply_chat_template(
+    def _prompt(self, look: Look, task: str) -> dict[str, Any]:
+        """What `generate` takes of one question about each picture of a batch, without their pixels."""
+        if (look, task) not in self._prompts:
+            inputs = self._process(look, task)
+            inputs["pixel_values"] = torch.empty(0, dtype=self.model.dtype)  # there are pictures; they have been encoded
+            self._prompts[look, task] = {
+                name: value.to(self.model.device) if isinstance(value, Tensor) else value for name, value in inputs.items()
+            }
+        return self._prompts[look, task]
+
+    def _encode(self, look: Look, task: str) -> Any:
+        """What the vision encoder makes of a batch, with the signals of all methods; `task` only gives the words around it."""
+        if look not in self._encoded:
+            shown = self._shown(self._process(look, task))
+            with self._reader(self.model, self.processor):
+                encoded = self.model.get_image_features(**shown, return_dict=True)
+            for states in ("last_hidden_state", "hidden_states", "attentions"):
+                if getattr(encoded, states, None) is not None:  # only the projected tokens and the signals are used again
+                    setattr(encoded, states, None)
+            self._encoded[look] = encoded
+        return self._encoded[look]
+
+    def _shown(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What `get_image_features` takes of a processor's inputs, as `generate` finds it."""
+        names = inspect.signature(self.adapter.core.get_image_features).parameters
+        found = {name: value for name, value in inputs.items() if name in names}
+        for name, value in found.items():
+            if isinstance(value, Tensor):
+                found[name] = value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
+        return found
+
+    def _process(self, look: Look, task: str) -> dict[str, Any]:
+        """What the processor makes of one question about each picture of a batch."""
+        samples = self.batches[look.batch]
+        pictures, options = [sample.scene.image for sample in samples], dict[str, Any]()
+        if look.keep_ratio < 1:
+            if isinstance(self.adapter, InternVLAdapter):  # it cuts small pictures into as many tiles as large ones
+                columns, rows = samples[0].scene.grid
+                per_tile = self.adapter.columns * self.adapter.rows
+                options["max_patches"] = downsampled_tiles(look.keep_ratio, columns * rows, per_tile)
+            else:
+                sizes = [downsampled_size(look.keep_ratio, picture.size, self._count) for picture in pictures]
+                pictures = [picture.resize(size, BICUBIC) for picture, size in zip(pictures, sizes, strict=True)]
+        if look.blank:
+            pictures = [Image.new("RGB", picture.size, GRAY) for picture in pictures]
+        questions = [sample.examples[task].question for sample in samples]
+        return self._ask(pictures, questions, **options)
+
+    def _ask(self, pictures: Sequence[Image.Image], questions: Sequence[str], **options: Any) -> dict[str, Any]:
+        turns = [
+            [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}]
+            for picture, question in zip(pictures, questions, strict=True)
+        ]
+        options |= {"return_tensors": "pt", "padding": True}
+        return dict(
+            self.processor.apply_chat_template(
                 turns, add_generation_prompt=True, tokenize=True, return_dict=True, processor_kwargs=options
             )
-            names = ("input_ids", "attention_mask")
-            self._prompts[index, task, tiles] = {name: inputs[name].to(self.model.device) for name in names}
-        return self._prompts[index, task, tiles]
+        )
 
-    def _encode(self, index: int, tiles: int | None, blank: bool) -> Any:
-        """What the vision encoder makes of a batch, with the signals of all methods; of fewer tiles, or of nothing."""
-        key = (index, tiles, blank)
-        if key not in self._encoded:
-            pictures = [sample.scene.image for sample in self.batches[index]]
-            if blank:
-                pictures = [Image.new("RGB", picture.size, (128, 128, 128)) for picture in pictures]
-            options = {} if tiles is None else {"max_patches": tiles}
-            pixels = self.processor.image_processor(pictures, return_tensors="pt", **options)["pixel_values"]
-            with self._reader(self.model, self.processor):
-                encoded = self.model.get_image_features(pixels.to(self.model.device, self.model.dtype), return_dict=True)
-            encoded.last_hidden_state = None  # only the projected tokens and the signals are used again
-            self._encoded[key] = encoded
-        return self._encoded[key]
+    def _count(self, size: tuple[int, int]) -> int:
+        """Image tokens of a picture of (width, height)."""
+        if size not in self._tokens:
+            ids = self._ask([Image.new("RGB", size, GRAY)], [""])["input_ids"]
+            self._tokens[size] = int((ids == self.adapter.image_token_id).sum())
+        return self._tokens[size]

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
+from ..adapters import Layout
 from ..tiny.difficulty import Difficulty
 from ..tiny.drawing import GRIDS, HELD_OUT_PHOTOS, TILE, Box, Scene, draw_scene, tiled_as_drawn
 from ..tiny.tasks import Example
@@ -13,6 +15,8 @@ from ..tiny.tasks import Example
 SPLITS = {"report": 1, "tune": 2}
 """Disjoint streams of pictures: numbers are reported on one, defaults chosen on the other. Training uses neither."""
 TEXTURE_SHARE = 0.3
+PIXEL = 0.01
+"""What rounding may take from an area in pixels."""
 BATCH_TILES = 208
 """Tiles (thumbnails included) that are encoded and answered in one pass: 16 pictures of 12 tiles."""
 
@@ -54,22 +58,24 @@ def batches(samples: Iterator[Sample]) -> list[list[Sample]]:
     return result
 
 
-def evidence_tokens(boxes: Sequence[Box], grid: tuple[int, int], tokens_per_tile: int) -> set[int]:
-    """Visual tokens of the tiles of which `boxes` cover a quarter, or that hold a quarter of a box: every box of 28 px has one.
+def evidence_tokens(boxes: Sequence[Box], grid: tuple[int, int], layout: Layout) -> set[int]:
+    """Visual tokens of which `boxes` cover a quarter, or that hold a quarter of a box: every box has one. The thumbnail's
+    do not count.
 
     Args:
-        boxes: Each inside one tile of the unscaled canvas.
-        grid: (columns, rows) of the tiles.
-        tokens_per_tile: A square number.
+        boxes: In pixels of the unscaled canvas.
+        grid: (columns, rows) of the tiles that the picture was drawn on.
+        layout: Where the picture's visual tokens are on it, whatever tiles it was cut into.
     """
-    side = round(tokens_per_tile**0.5)
-    cell = TILE / side
-    tokens = set()
-    for left, top, right, bottom in boxes:
-        column, row = left // TILE, top // TILE
-        for place in range(tokens_per_tile):
-            x, y = column * TILE + place % side * cell, row * TILE + place // side * cell
-            width, height = min(right, x + cell) - max(left, x), min(bottom, y + cell) - max(top, y)
-            if width > 0 and height > 0 and width * height >= min(cell * cell, (right - left) * (bottom - top)) / 4:
-                tokens.add((row * grid[0] + column) * tokens_per_tile + place)
+    shown = layout.tokens - (layout.sizes[-1] if layout.thumbnail else 0)
+    scale = torch.tensor([TILE * grid[0], TILE * grid[1]] * 2)
+    left, top, right, bottom = (layout.boxes[:shown].double() * scale).unbind(dim=1)
+    tokens: set[int] = set()
+    for x0, y0, x1, y1 in boxes:
+        width = right.clamp(max=x1) - left.clamp(min=x0)
+        height = bottom.clamp(max=y1) - top.clamp(min=y0)
+        covered = width.clamp(min=0) * height.clamp(min=0)
+        enough = ((right - left) * (bottom - top)).clamp(max=(x1 - x0) * (y1 - y0)) / 4
+        found = covered >= enough.clamp(max=covered.max()) - PIXEL
+        tokens |= set(found.nonzero()[:, 0].tolist())
     return tokens

@@ -36,6 +36,13 @@ class Phase:
         step: Signs sit on multiples of this many pixels.
         labels: How many labels are in use.
         extra: Tasks (or "where") asked once more of every picture, as often as they stand here.
+        tasks: Tasks that are asked.
+        questions: Questions about a picture, packed into one sequence.
+        tags: Tags on a picture.
+        table: Whether there is a table on it.
+        grids: Tile grids (columns, rows) of its pictures, those of more than `tiles` left out.
+        scales: Scales that its pictures are drawn at, those named twice twice as often.
+        repeated: Share of the pictures with several signs of one color, which only their shapes tell apart.
     """
 
     steps: int
@@ -45,6 +52,13 @@ class Phase:
     step: int = 7
     labels: int = len(LABELS)
     extra: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = tuple(TASKS)
+    questions: int = QUESTIONS
+    tags: int = 2
+    table: bool = True
+    grids: tuple[tuple[int, int], ...] = GRIDS
+    scales: tuple[int, ...] = TRAIN_SCALES
+    repeated: float = 0.8
 
 
 CURRICULUM = (
@@ -76,6 +90,16 @@ def phase_at(step: int, steps: int) -> Phase:
 
 
 @dataclass
+class Lesson:
+    """Pictures of one grid and the packed questions about them."""
+
+    scenes: list[Scene]
+    blocks: Tensor  # (B, questions, BLOCK) token ids
+    answers: Tensor  # (B, questions) index of the first answer token in its block
+    tasks: list[list[str]]
+
+
+@dataclass
 class Batch:
     """Pictures of one grid: tiles (B, T, 3, 112, 112) with the thumbnail last, their labels, packed questions."""
 
@@ -84,8 +108,8 @@ class Batch:
     centers: Tensor  # (B, T - 1, 16) 1 where a sign or tag has its middle: what can be counted
     views: Tensor  # (B, T, THINGS + LABELS) what is in view
     thumbnail: Tensor  # (B, 16, THINGS) which sign, tag or table has its middle there
-    blocks: Tensor  # (B, QUESTIONS, BLOCK) token ids
-    answers: Tensor  # (B, QUESTIONS) index of the first answer token in its block
+    blocks: Tensor  # (B, questions, BLOCK) token ids
+    answers: Tensor  # (B, questions) index of the first answer token in its block
     tasks: list[list[str]]
 
 
@@ -161,26 +185,37 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return tokenizer(text).input_ids
 
 
-def draw_batch(rng: np.random.Generator, tokenizer: PreTrainedTokenizerFast, phase: Phase, tiles_per_batch: int) -> Batch:
-    """Draw pictures of one grid, as many as make about `tiles_per_batch` tiles, and ask `QUESTIONS` of each."""
-    grids = [grid for grid in GRIDS if grid[0] * grid[1] <= phase.tiles]
+def draw_lesson(rng: np.random.Generator, tokenizer: PreTrainedTokenizerFast, phase: Phase, tiles_per_batch: int) -> Lesson:
+    """Draw pictures of one grid, as many as make about `tiles_per_batch` tiles, and ask questions of each."""
+    grids = [grid for grid in phase.grids if grid[0] * grid[1] <= phase.tiles]
     grid = grids[rng.integers(len(grids))]
     count = max(1, tiles_per_batch // (grid[0] * grid[1] + 1))
     pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-    blocks = np.full((count, QUESTIONS, BLOCK), pad)
-    answers = np.zeros((count, QUESTIONS), np.int64)
+    blocks = np.full((count, phase.questions, BLOCK), pad)
+    answers = np.zeros((count, phase.questions), np.int64)
     scenes, names = [], []
     for b in range(count):
         labels = tuple(LABELS[i] for i in np.linspace(0, len(LABELS) - 1, phase.labels).astype(int))
-        scene = draw_scene(rng, grid, signs=phase.signs, labels=labels, step=phase.step, scale=int(rng.choice(TRAIN_SCALES)))
+        scale = int(rng.choice(phase.scales))
+        scene = draw_scene(
+            rng,
+            grid,
+            signs=phase.signs,
+            labels=labels,
+            step=phase.step,
+            tags=phase.tags,
+            table=phase.table,
+            repeated=phase.repeated,
+            scale=scale,
+        )
         examples: list[Example] = []
-        while len(examples) < QUESTIONS:
-            examples += [example for task in TASKS if (example := ask(rng, scene, task))]
+        while len(examples) < phase.questions:
+            examples += [example for task in phase.tasks if (example := ask(rng, scene, task))]
             for task in phase.extra:
                 examples += [
                     example for example in [where(rng, scene) if task == "where" else ask(rng, scene, task)] if example
                 ]
-        examples = [examples[i] for i in rng.permutation(len(examples))[:QUESTIONS]]
+        examples = [examples[i] for i in rng.permutation(len(examples))[: phase.questions]]
         for q, example in enumerate(examples):
             prompt = encode(tokenizer, f"{example.question}<|im_end|>\n<|im_start|>assistant\n")
             ids = prompt + encode(tokenizer, f"{example.answer}<|im_end|>")
@@ -188,7 +223,14 @@ def draw_batch(rng: np.random.Generator, tokenizer: PreTrainedTokenizerFast, pha
             answers[b, q] = len(prompt)
         scenes.append(scene)
         names.append([example.task for example in examples])
-    pixels = torch.from_numpy(np.stack([cut(scene) for scene in scenes])).permute(0, 1, 4, 2, 3).float() / 255
+    return Lesson(scenes, torch.from_numpy(blocks), torch.from_numpy(answers), names)
+
+
+def draw_batch(rng: np.random.Generator, tokenizer: PreTrainedTokenizerFast, phase: Phase, tiles_per_batch: int) -> Batch:
+    """A lesson as `ptp-tiny` takes it: cut into tiles, with the labels of stage "see"."""
+    lesson = draw_lesson(rng, tokenizer, phase, tiles_per_batch)
+    pixels = torch.from_numpy(np.stack([cut(scene) for scene in lesson.scenes])).permute(0, 1, 4, 2, 3).float() / 255
     pixels = (pixels - torch.tensor(IMAGE_MEAN).view(3, 1, 1)) / torch.tensor(IMAGE_STD).view(3, 1, 1)
-    tokens, centers, views, thumbnail = (torch.from_numpy(np.stack(part)) for part in zip(*map(label, scenes), strict=True))
-    return Batch(pixels, tokens, centers, views, thumbnail, torch.from_numpy(blocks), torch.from_numpy(answers), names)
+    parts = zip(*map(label, lesson.scenes), strict=True)
+    tokens, centers, views, thumbnail = (torch.from_numpy(np.stack(part)) for part in parts)
+    return Batch(pixels, tokens, centers, views, thumbnail, lesson.blocks, lesson.answers, lesson.tasks)

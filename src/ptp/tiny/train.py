@@ -25,7 +25,7 @@ from transformers import InternVLForConditionalGeneration, PreTrainedTokenizerFa
 
 from .difficulty import Difficulty, write_difficulty
 from .drawing import LABELS, TILE
-from .lessons import BLOCK, CELLS, NAMES, QUESTIONS, THINGS, Batch, draw_batch, encode, phase_at
+from .lessons import BLOCK, CELLS, NAMES, QUESTIONS, THINGS, Batch, Lesson, draw_batch, encode, phase_at
 from .model import PATCH, TOKENS_PER_TILE, build_config, build_model, build_tokenizer, save
 
 CHECKPOINT_EVERY = 250
@@ -89,11 +89,31 @@ def align_loss(
     return loss / 2
 
 
-def packed_mask(prefix: int, device: torch.device) -> Tensor:
+def packed_mask(prefix: int, device: torch.device, questions: int = QUESTIONS) -> Tensor:
     """(1, 1, S, S) bool: causal, and no question sees another."""
-    block = torch.cat([torch.zeros(prefix), 1 + torch.arange(QUESTIONS).repeat_interleave(BLOCK)]).to(device)
+    block = torch.cat([torch.zeros(prefix), 1 + torch.arange(questions).repeat_interleave(BLOCK)]).to(device)
     seen = (block[None] == 0) | (block[None] == block[:, None])
     return (seen & torch.ones_like(seen).tril())[None, None]
+
+
+def packed_answers(head: nn.Module, hidden: Tensor, lesson: Batch | Lesson) -> tuple[Tensor, Tensor]:
+    """hidden (B, questions * BLOCK, D) -> cross-entropy of answers and their ends, and which answers are right."""
+    count, questions = lesson.answers.shape
+    device = hidden.device
+    at = (lesson.answers + BLOCK * torch.arange(questions, device=device))[..., None] + torch.arange(2, device=device)
+    rows = torch.arange(count, device=device)[:, None, None]
+    logits, target = head(hidden[rows, at - 1]), lesson.blocks.flatten(1)[rows, at]
+    loss = F.cross_entropy(logits.flatten(0, 2), target.flatten())
+    return loss, logits[:, :, 0].argmax(-1) == target[:, :, 0]
+
+
+def right_by_task(right: Tensor, tasks: list[list[str]]) -> dict[str, float]:
+    """Share of right answers (B, questions) of each task."""
+    shares = {}
+    for task in sorted({name for names in tasks for name in names}):
+        of_task = torch.tensor([[name == task for name in names] for names in tasks], device=right.device)
+        shares[task] = right[of_task].float().mean().item()
+    return shares
 
 
 def answer_loss(
@@ -112,11 +132,7 @@ def answer_loss(
     hidden = model.model.language_model(
         inputs_embeds=sequence, attention_mask=packed_mask(prefix, device), position_ids=positions[None], use_cache=False
     ).last_hidden_state[:, prefix:]
-    at = (batch.answers + BLOCK * torch.arange(QUESTIONS, device=device))[..., None] + torch.arange(2, device=device)
-    rows = torch.arange(count, device=device)[:, None, None]
-    logits, target = model.lm_head(hidden[rows, at - 1]), blocks[rows, at]
-    loss = F.cross_entropy(logits.flatten(0, 2), target.flatten())
-    return loss, logits[:, :, 0].argmax(-1) == target[:, :, 0]
+    return packed_answers(model.lm_head, hidden, batch)
 
 
 def forward(
@@ -136,11 +152,7 @@ def forward(
         place = place_loss(heads, visual)
         return see + align + place, {"see": see.item(), "align": align.item(), "place": place.item()}
     loss, right = answer_loss(model, tokenizer, batch, visual)
-    log = {"answer": loss.item()}
-    for task in sorted({name for names in batch.tasks for name in names}):
-        of_task = torch.tensor([[name == task for name in names] for names in batch.tasks], device=right.device)
-        log[task] = right[of_task].float().mean().item()
-    return loss, log
+    return loss, {"answer": loss.item(), **right_by_task(right, batch.tasks)}
 
 
 def learning_rate(step: int, steps: int, answering_from: int, peak: float) -> float:
