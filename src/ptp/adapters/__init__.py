@@ -11,6 +11,7 @@ from .internvl import InternVLAdapter
 from .llava import LlavaAdapter
 from .ovis2 import Ovis2Adapter
 from .qwen_vl import QwenVLAdapter
+from .refused import REFUSED
 from .smolvlm import SmolVLMAdapter
 
 ADAPTERS: list[type[Adapter]] = [InternVLAdapter, LlavaAdapter, SmolVLMAdapter, QwenVLAdapter, Gemma3Adapter, Ovis2Adapter]
@@ -18,6 +19,7 @@ ADAPTERS: list[type[Adapter]] = [InternVLAdapter, LlavaAdapter, SmolVLMAdapter, 
 
 __all__ = [
     "ADAPTERS",
+    "REFUSED",
     "Adapter",
     "Layout",
     "Modality",
@@ -40,14 +42,16 @@ def check_model_type(model_type: str | None) -> type[Adapter]:
     """The adapter of a `config.model_type`.
 
     Raises:
-        UnsupportedModelError: no adapter takes it; the message lists those that exist.
+        UnsupportedModelError: no adapter takes it; the message has the reason, where it is known to be one of `REFUSED`, and
+            lists the adapters that exist.
     """
     for adapter in ADAPTERS:
         if model_type in adapter.model_types:
             return adapter
     families = ", ".join(f"{a.family} (model_type {', '.join(a.model_types)})" for a in ADAPTERS)
+    reason = f": {REFUSED[model_type]}" if model_type in REFUSED else ""
     raise UnsupportedModelError(
-        f"Model type {model_type!r} is not supported. Families that work: {families}, in the Hugging Face format. "
+        f"Model type {model_type!r} is not supported{reason}. Families that work: {families}, in the Hugging Face format. "
         "docs/add_a_model.md tells how to add one."
     )
 

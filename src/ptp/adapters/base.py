@@ -150,6 +150,7 @@ class Adapter(ABC):
         model_types: `config.model_type` values this adapter takes.
         regions: What its pictures are cut into, for `ptp models`.
         saliency: What token saliency is read from there.
+        limits: What is not as in other families, in a sentence or two for `ptp models`; empty where there is nothing to say.
         core: Module that receives `input_ids`, `pixel_values` and `mm_encoder_outputs`, and has `get_image_features`.
         vision: Its vision encoder.
         vision_depth: Vision layers up to the one that feeds the language model.
@@ -167,6 +168,7 @@ class Adapter(ABC):
     model_types: ClassVar[tuple[str, ...]]
     regions: ClassVar[str]
     saliency: ClassVar[str]
+    limits: str = ""
     late_features: tuple[str, str] | None = None
     core: Any
     vision: Any
