@@ -3,7 +3,7 @@
 _QUERIES = "its visual tokens are learned queries that each look at the whole picture: none stands for a place in it ({})"
 _CROSS = "its language model looks at pictures by cross-attention: there are no visual tokens in its sequence to drop"
 _ENCODERLESS = "it has no vision encoder, hence no attention of patches that saliency could be read from ({})"
-_CODEBOOK = "its pictures become words of a codebook: no vision transformer is there whose attention saliency could be read from"
+_CODEBOOK = "its pictures become words of a codebook: there is no vision transformer whose attention could be read as saliency"
 
 REFUSED: dict[str, str] = {
     "blip-2": _QUERIES.format("a Q-Former"),
