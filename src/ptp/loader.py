@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers import (
     AutoConfig,
+    AutoFeatureExtractor,
     AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -88,6 +89,8 @@ def load_processor(path: str) -> Any:
     wanted = set(inspect.signature(processor_class.__init__).parameters) - set(processor_class.get_attributes())
     tokenizer = AutoTokenizer.from_pretrained(path)
     parts = {"image_processor": AutoImageProcessor.from_pretrained(path), "tokenizer": tokenizer, "video_processor": None}
+    if "feature_extractor" in processor_class.get_attributes():  # of models that hear, too
+        parts["feature_extractor"] = AutoFeatureExtractor.from_pretrained(path)
     settings = {"chat_template": tokenizer.chat_template} | {key: value for key, value in settings.items() if key in wanted}
     return pictures_only(processor_class)(**parts, **settings)
 

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from ..errors import UnsupportedModelError
 from .base import Adapter, Layout, Modality, QueryKey, Span, Tile
 from .gemma3 import Gemma3Adapter
+from .gemma4 import Gemma4Adapter
 from .internvl import InternVLAdapter
 from .llava import LlavaAdapter
 from .ovis2 import Ovis2Adapter
@@ -14,7 +15,10 @@ from .qwen_vl import QwenVLAdapter
 from .refused import REFUSED
 from .smolvlm import SmolVLMAdapter
 
-ADAPTERS: list[type[Adapter]] = [InternVLAdapter, LlavaAdapter, SmolVLMAdapter, QwenVLAdapter, Gemma3Adapter, Ovis2Adapter]
+ADAPTERS: list[type[Adapter]] = [
+    InternVLAdapter, LlavaAdapter, SmolVLMAdapter, QwenVLAdapter, Gemma3Adapter, Ovis2Adapter,
+    Gemma4Adapter,
+]  # fmt: skip
 """Families, in the order they are listed."""
 
 __all__ = [

@@ -160,6 +160,8 @@ class Adapter(ABC):
         read: Gives the text of a list of ids; empty where the tokenizer is not known. `adapter_for` sets it.
         late_features: Names of the language model's arguments that hold the mask of visual tokens and the features added
             to them after its first layers (DeepStack); None where there are none.
+        both_ways: Where some layers have sliding windows: the argument that tells pictures (1) and videos (2) from text (0),
+            and the types of layers in which the tokens of a picture see each other both ways.
 
     The modules are typed Any because families reach into submodules that nn.Module does not declare.
     """
@@ -170,6 +172,7 @@ class Adapter(ABC):
     saliency: ClassVar[str]
     limits: str = ""
     late_features: tuple[str, str] | None = None
+    both_ways: tuple[str, tuple[str, ...]] = ("token_type_ids", ("full_attention", "sliding_attention"))
     core: Any
     vision: Any
     vision_depth: int

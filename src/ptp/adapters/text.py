@@ -12,11 +12,12 @@ Part = Literal["q", "k", "v"]
 TEXT_MODELS = (
     "qwen2", "qwen3", "qwen3_moe", "llama", "mistral", "phi3", "gemma3_text", "qwen2_5_vl_text", "qwen3_vl_text",
     "qwen3_vl_moe_text",
+    "gemma4_text",
 )  # fmt: skip
 """Text models whose attention is q_proj / k_proj (/ q_norm / k_norm per head), or one qkv_proj, with rotary positions."""
 UNTYPED = ("mistral", "phi3")
 """Those whose config has no layer_types: where a sliding window is set, every layer has it."""
-WINDOWED = ("gemma3_text",)
+WINDOWED = ("gemma3_text", "gemma4_text")
 """Those whose sliding windows are understood: they count places in the unpruned sequence, whatever has left."""
 
 
@@ -31,10 +32,13 @@ class TextModel:
         model: That module.
         layers: Its decoder layers.
         window: Tokens that its sliding-window layers see; None where there are none.
+        shares_from: The first of the layers that look at keys and values of an earlier one; None where there are none.
 
     Raises:
         UnsupportedModelError: the text model is another one, or attends in sliding windows and is not one of `WINDOWED`.
     """
+
+    shares_from: int | None = None
 
     def __init__(self, model: Any, family: str) -> None:
         config = model.config
@@ -61,6 +65,10 @@ class TextModel:
     def normed(self, layer: int, hidden: Tensor) -> Tensor:
         """What the projections of a layer are given of its input."""
         return self.layers[layer].input_layernorm(hidden)
+
+    def shared(self, layer: int) -> str | None:
+        """The name under which a layer finds the keys and values of an earlier one; None where it has its own."""
+        return self.config.layer_types[layer] if self.shares_from is not None and layer >= self.shares_from else None
 
     def reach(self, layer: int) -> int | None:
         """Tokens that a layer sees, itself among them; None is all."""

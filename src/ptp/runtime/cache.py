@@ -1,16 +1,21 @@
 """KV caches: which can be pruned, shortening them, and going on from a shortened one."""
 
 import threading
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, cache_utils
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from ..errors import UnsupportedModelError
 from .gather import take
+
+
+HOLDS_NOTHING: Any = getattr(cache_utils, "DummyLayer", ())
+"""Stands for a layer that looks at the keys and values of an earlier one; older releases have none."""
 
 
 class UnsupportedCacheError(UnsupportedModelError):
@@ -169,8 +174,9 @@ def check_cache(cache: Any, windowed: bool = False) -> None:
             DynamicLayer() if type(layer) is DynamicSlidingWindowLayer and not layer.is_initialized else layer
             for layer in cache.layers
         ]
-    if getattr(cache, "offloading", False) or any(type(layer) not in (DynamicLayer, PrunedLayer) for layer in cache.layers):
-        kinds = sorted({type(layer).__name__ for layer in cache.layers})
+    layers = [layer for layer in cache.layers if not isinstance(layer, HOLDS_NOTHING)]
+    if getattr(cache, "offloading", False) or any(type(layer) not in (DynamicLayer, PrunedLayer) for layer in layers):
+        kinds = sorted({type(layer).__name__ for layer in layers})
         raise UnsupportedCacheError(
             f"Visual tokens can be pruned with DynamicCache only, got {type(cache).__name__} ({', '.join(kinds)}): other "
             "caches fix their length or forget tokens. Drop cache_implementation / past_key_values, or turn off offloading."
@@ -209,12 +215,15 @@ def held_places(record: Record | None, cache: Any, batch: int) -> Tensor:
     return torch.cat([record.places, since.expand(batch, -1)], dim=1)
 
 
-def window_masks(record: Record, cache: Any, mask: Any, blocks: Tensor, window: int, floats: bool) -> dict[str, Tensor]:
+def window_masks(
+    record: Record, cache: Any, mask: Any, blocks: Tensor, window: int, both_ways: Collection[str], floats: bool
+) -> dict[str, Tensor]:
     """Masks of full and of sliding-window layers for tokens that follow a pruned cache: windows count what was seen.
 
     Args:
         mask: As for `continue_from`.
-        blocks: (B, new) the picture that each new token is of, -1 for text: tokens of one see each other both ways.
+        blocks: (B, new) the picture that each new token is of, -1 for text.
+        both_ways: Types of layers in which the tokens of a picture see each other both ways.
         floats: Whether the attention adds its masks.
 
     Returns:
@@ -228,28 +237,42 @@ def window_masks(record: Record, cache: Any, mask: Any, blocks: Tensor, window: 
     keys = torch.cat([held_places(record, cache, batch).to(like.device), queries], dim=1)  # (B, held + new)
     behind = queries[:, :, None] - keys[:, None]
     together = torch.nn.functional.pad(blocks, (slots, 0), value=-1)[:, None] == blocks[:, :, None]
-    full = ((behind >= 0) | (together & (blocks >= 0)[:, :, None])) & valid[:, None]
-    masks = {"full_attention": full[:, None], "sliding_attention": (full & (behind < window))[:, None]}
+    causal, together = behind >= 0, together & (blocks >= 0)[:, :, None]
+    masks = {}
+    for name, near in (("full_attention", valid[:, None]), ("sliding_attention", valid[:, None] & (behind < window))):
+        masks[name] = (((causal | together) if name in both_ways else causal) & near)[:, None]
     if not floats:
         return masks
     low = torch.finfo(like.dtype).min
     return {name: torch.zeros_like(one, dtype=like.dtype).masked_fill(~one, low) for name, one in masks.items()}
 
 
-def compact_cache(cache: Cache, layers: int, start: int, index: Tensor) -> None:
-    """Shorten the first `layers` layers of a cache, from slot `start` on, to `index` (B, S') counted from there."""
-    below: list[Any] = cache.layers[:layers]
-    for layer in below:
-        for name in ("keys", "values"):
-            states = getattr(layer, name)
+def compact_cache(cache: Cache | None, shared: Any, layers: int, start: int, index: Tensor) -> None:
+    """Shorten the first `layers` layers of a cache, from slot `start` on, to `index` (B, S') counted from there.
+
+    Args:
+        shared: (keys, values) that later layers will look at, by name; None where they have their own. Shortened, too.
+    """
+    made: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def shorten(states: Tensor) -> Tensor:
+        if id(states) not in made:  # what is shared is in the cache, too, and stays one tensor
             short = take(states[:, :, start:], index, dim=2)
-            setattr(layer, name, torch.cat([states[:, :, :start], short], dim=2) if start else short)
+            made[id(states)] = states, torch.cat([states[:, :, :start], short], dim=2) if start else short
+        return made[id(states)][1]
+
+    below: list[Any] = cache.layers[:layers] if cache is not None else []
+    for layer in below:
+        if not isinstance(layer, HOLDS_NOTHING):
+            layer.keys, layer.values = shorten(layer.keys), shorten(layer.values)
+    for name, (keys, values) in list((shared or {}).items()):
+        shared[name] = shorten(keys), shorten(values)
 
 
 def finish_cache(cache: Cache, record: Record) -> None:
     """Let a cache that was shortened know what it has seen."""
     layers: list[Any] = cache.layers
-    cache.layers = [PrunedLayer.of(layer, record) for layer in layers]
+    cache.layers = [layer if isinstance(layer, HOLDS_NOTHING) else PrunedLayer.of(layer, record) for layer in layers]
 
 
 def cache_bytes(cache: Cache | None) -> int:

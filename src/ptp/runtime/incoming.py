@@ -58,7 +58,9 @@ class Incoming:
         embeddings = kwargs.get("inputs_embeds")
         new = next((given.shape[1] for given in (input_ids, embeddings) if given is not None), 0)
         encoded = {name: output for name, output in (kwargs.get("mm_encoder_outputs") or {}).items() if output is not None}
-        fresh = frozenset(name for name in ("pixel_values", "pixel_values_videos") if kwargs.get(name) is not None)
+        fresh = frozenset(
+            name for name in ("pixel_values", "pixel_values_videos", "input_features") if kwargs.get(name) is not None
+        )
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         seen = cache.get_seq_length() if cache is not None else 0
         record = record_of(cache) if seen else None
@@ -77,9 +79,10 @@ class Incoming:
             ValueError: they came in a way that hides where they are.
         """
         kinds = adapter.modalities
+        sound = ", and no sound may come with pictures" if "input_features" in self.fresh else ""
         if (self.fresh - {kind.pixels for kind in kinds}) or (self.encoded.keys() - {kind.name for kind in kinds}):
             raise UnsupportedModelError(
-                f"Videos cannot be pruned in {adapter.family}. Pass frames as pictures, or detach the pruner first."
+                f"Videos cannot be pruned in {adapter.family}{sound}. Pass frames as pictures, or detach the pruner first."
             )
         shown = bool(self.fresh or self.encoded)
         if self.input_ids is None and (shown or self.new > 1):
@@ -126,15 +129,16 @@ class Incoming:
     def attention_mask(self, adapter: Adapter, kwargs: Mapping[str, Any]) -> Any:
         """The mask that the core is given instead of the one passed, behind a pruned cache: (B, seen + S), or one mask for
         each kind of layer where some have sliding windows, which count what was seen."""
-        text, kinds = adapter.text, kwargs.get("token_type_ids")
+        text, (told, both_ways) = adapter.text, adapter.both_ways
+        kinds = kwargs.get(told)
         if text.window is None or self.record is None:
             return self.mask
         blocks = torch.full((len(self.record.valid), self.new), -1)
         if kinds is not None:
-            image = (kinds[:, -self.new :] == 1).cpu()
+            image = ((kinds[:, -self.new :] == 1) | (kinds[:, -self.new :] == 2)).cpu()
             blocks = torch.where(image, (image & ~torch.nn.functional.pad(image, (1, 0))[:, :-1]).cumsum(dim=1), blocks)
         eager = text.config._attn_implementation == "eager"
-        return window_masks(self.record, self.cache, kwargs.get("attention_mask"), blocks, text.window, eager)
+        return window_masks(self.record, self.cache, kwargs.get("attention_mask"), blocks, text.window, both_ways, eager)
 
     @property
     def _ids(self) -> Tensor:

@@ -71,6 +71,8 @@ class Prefill:
         encoded: Encoder outputs that were passed, by modality. visions: What was read of those made in this call.
         asked: (B, S) bool, the text tokens that score. asked_places: (B, R) where they are; asked_valid: (B, R).
         cache: The KV cache, None without one. held: What it held before.
+        shared: Keys and values of earlier layers that later ones look at, (keys, values) by name; None without such.
+        last: How many of the last tokens are wanted of the language model, where it is told; 0 is all.
         remaining: Which of the new tokens are left.
         spans, pictures: Where the pictures are, and what may be read of them.
         captured: Outputs of projections in the layer below the next stage.
@@ -94,6 +96,8 @@ class Prefill:
     pictures: list[Picture] = field(default_factory=list)
     captured: dict[Part, Tensor] = field(default_factory=dict)
     late: tuple[Tensor, Sequence[Tensor]] | None = None
+    shared: Any = None
+    last: int = 0
     selections: list[Selection] = field(default_factory=list)
     layer_tokens: tuple[int, ...] = ()
     contexts: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -117,6 +121,18 @@ class Prefill:
     def see(self, found: Sequence[tuple[Span, Picture]]) -> None:
         """Take in the pictures, batch row by batch row and in prompt order."""
         self.spans, self.pictures = [span for span, _ in found], [picture for _, picture in found]
+
+    def wants_last(self, tokens: int) -> bool:
+        """Take in that only the last tokens are wanted of the language model (0: all), and say whether it must not know.
+
+        Layers that look at keys and values of earlier ones then get these tokens only. Where some of them might leave, or do
+        so in such a layer, all tokens go through.
+        """
+        self.last, shares_from = tokens, self.setup.adapter.text.shares_from
+        if not tokens or shares_from is None:
+            return False
+        text = self.is_token & ~self.setup.adapter.visual_tokens(self.input_ids)
+        return tokens > 1 or not bool(text[:, -1].all()) or self.setup.stages[-1].layer >= shares_from
 
     def asked_slots(self) -> Tensor:
         """(B, R) where the scoring text tokens are in the current sequence; they never leave."""
@@ -149,8 +165,7 @@ class Prefill:
         left = self.remaining.leave(stays)
         if left is None:
             return hidden  # the model runs exactly as it would alone: nothing is merged either
-        if self.cache is not None:
-            compact_cache(self.cache, stage.layer, self.held.valid.shape[1], left)
+        compact_cache(self.cache, self.shared, stage.layer, self.held.valid.shape[1], left)
         return take(merged, left, dim=1)
 
     def _count(self, layer: int) -> None:
@@ -163,9 +178,11 @@ class Prefill:
         """The attention mask of the current sequence; layers of a kind share it.
 
         Args:
+            hidden: (B, S', D) its input; or (B, 1, D), where the model goes on with the prompt's last token only.
             given: The layer's own. With sliding windows there may be more in it than what is causal; None is nothing more.
         """
-        held, text = self.held, self.setup.adapter.text
+        held, text, left = self.held, self.setup.adapter.text, self.remaining.places.shape[1]
+        whole = hidden.shape[1] == left
         if text.window is not None and given is not None:
             return self.remaining.shorten_mask(given, held.valid.shape[1])
 
@@ -176,13 +193,14 @@ class Prefill:
                 flat = torch.nn.functional.pad(flat, (held.seen - held.valid.shape[1], 0))
             return create_causal_mask(
                 config=text.config,
-                inputs_embeds=hidden,
+                inputs_embeds=hidden if whole else hidden.expand(-1, left, -1),
                 attention_mask=flat,
                 past_key_values=self.cache if held.valid.shape[1] else None,
                 layer_idx=layer,
             )
 
-        return self.remaining.once(create_causal_mask, causal)
+        mask = self.remaining.once(create_causal_mask, causal)
+        return mask if mask is None or whole else mask[:, :, -1:]
 
     def finish(self, cache: Cache | None) -> None:
         """Let the cache know what it has seen and does not hold."""

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .. import scoring
 from ..adapters import Adapter, Span
-from ..adapters.text import Part
+from ..adapters.text import Part, TextModel
 from .gather import take
 from .hooks import Hook
 from .picture import Picture
@@ -87,18 +87,29 @@ class AtStage:
         """Queries (B, H, R, D), keys (B, H / g, held + S', D), and the values' norms (B, H / g, held + S') where they weigh."""
         assert self.probe is not None
         prefill, text, source, probe = self.prefill, self.adapter.text, self.source, self.probe
-        rows = prefill.asked_slots()
+        rows, parts = prefill.asked_slots(), projected(text, probe, source)
         if source == self.layer:
             normed = text.normed(source, self.hidden)
-            outputs: dict[Part, Tensor] = {part: text.projection(source, part)(normed) for part in probe.parts if part != "q"}
+            outputs: dict[Part, Tensor] = {part: text.projection(source, part)(normed) for part in parts if part != "q"}
             outputs["q"] = text.projection(source, "q")(take(normed, rows, dim=1))
         else:
-            outputs = {part: prefill.captured.pop(part) for part in probe.parts}
-        queries, keys = text.heads(source, outputs["q"], "q"), text.heads(source, outputs["k"], "k")
+            outputs = {part: prefill.captured.pop(part) for part in parts}
+        queries = text.heads(source, outputs["q"], "q")
+        name = text.shared(source)
+        if probe.rotary or name is not None:
+            cos, sin = text.positions(source, self.embeddings, self.hidden, self.positions)
+        if probe.rotary:
+            queries = text.rotate(queries, take(cos, rows, dim=1), take(sin, rows, dim=1))
+        if name is not None:  # at their positions, behind those of the cache
+            keys, values = prefill.shared[name]
+            norms = values.float().norm(dim=-1) if probe.values else None
+            if not probe.rotary:
+                new = prefill.held.valid.shape[1]
+                keys, norms = text.rotate(keys[:, :, new:], cos, -sin), norms if norms is None else norms[:, :, new:]
+            return queries, keys, norms
+        keys = text.heads(source, outputs["k"], "k")
         norms = text.heads(source, outputs["v"], "v").float().norm(dim=-1) if probe.values else None
         if probe.rotary:
-            cos, sin = text.positions(source, self.embeddings, self.hidden, self.positions)
-            queries = text.rotate(queries, take(cos, rows, dim=1), take(sin, rows, dim=1))
             keys = text.rotate(keys, cos, sin)
             cached = prefill.held.valid.shape[1]
             if cached and prefill.cache is not None:
@@ -107,6 +118,11 @@ class AtStage:
                 if norms is not None:
                     norms = torch.cat([earlier.values[:, :, :cached].float().norm(dim=-1), norms], dim=2)
         return queries, keys, norms
+
+
+def projected(text: TextModel, probe: TextProbe, layer: int) -> tuple[Part, ...]:
+    """What of a layer's projections the probe compares; keys and values that are an earlier layer's are found there."""
+    return probe.parts if text.shared(layer) is None else ("q",)
 
 
 @dataclass(frozen=True)
@@ -127,9 +143,15 @@ class PictureReadings:
 
     def keys(self) -> Tensor:
         """(N', heads * width) keys of the tokens alive in the stage's layer, before rotary positions."""
-        text, layer = self.stage.adapter.text, self.stage.layer
-        projected = text.projection(layer, "k")(text.normed(layer, self.states()[None]))
-        return text.heads(layer, projected, "k").transpose(1, 2).flatten(2)[0]
+        text, layer, stage = self.stage.adapter.text, self.stage.layer, self.stage
+        if (name := text.shared(layer)) is None:
+            output = text.projection(layer, "k")(text.normed(layer, self.states()[None]))
+            return text.heads(layer, output, "k").transpose(1, 2).flatten(2)[0]
+        row, device = self.span.row, stage.hidden.device
+        slots = stage.slots[row, self.span.positions.to(device)[self.alive.to(device)]]
+        cos, sin = (each.expand(len(stage.hidden), *each.shape[1:])[row : row + 1, slots] for each in stage.embeddings)
+        keys = stage.prefill.shared[name][0][row : row + 1, :, stage.prefill.held.valid.shape[1] + slots]
+        return text.rotate(keys, cos, -sin).transpose(1, 2).flatten(2)[0]  # turned back
 
     def text_states(self) -> Tensor:
         """(R, D) hidden states of the probed text tokens."""
@@ -158,7 +180,7 @@ class TextReader:
         if self.probe is None:
             return
         for below in {source for layer in layers if (source := self.probe.source(layer)) != layer}:
-            for part in self.probe.parts:
+            for part in projected(self.adapter.text, self.probe, below):
                 module = self.adapter.text.projection(below, part)
                 yield module.register_forward_hook(Hook(self._capture(part, running)))
 
