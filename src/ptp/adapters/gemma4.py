@@ -75,8 +75,8 @@ class Gemma4Adapter(Adapter):
             whole = patches == columns * rows > 0 and not columns % self.factor and not rows % self.factor
             if not whole or not torch.equal(own[:patches], raster(rows, columns, own.device)):
                 raise ValueError(
-                    f"A picture must be a raster of patches whose sides are multiples of {self.factor}, got {patches} patches up "
-                    f"to column {columns - 1} and row {rows - 1}. Pass the positions that the model's own processor made."
+                    f"A picture must be a raster of patches, its sides multiples of {self.factor}, got {patches} patches up to "
+                    f"column {columns - 1} and row {rows - 1}. Pass the positions that the model's own processor made."
                 )
         sizes = [[1, rows, columns] for columns, rows, _ in ends]
         told = {"image_grid_thw": torch.tensor(sizes)}
@@ -111,9 +111,8 @@ class Gemma4Adapter(Adapter):
 
     def embed(self, states: Tensor, about: list[Grid]) -> list[Tensor]:
         """The mean over the patches of each region."""
-        return region_means(
-            torch.cat([self._tokens(own, grid) for own, grid in zip(states, units_of(about), strict=True)]), about
-        )
+        units = zip(states, units_of(about), strict=True)
+        return region_means(torch.cat([self._tokens(own, grid) for own, grid in units]), about)
 
     def shrink(self, pixels: Tensor, about: list[Grid]) -> list[Tensor]:
         """The mean of each patch."""

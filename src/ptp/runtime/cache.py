@@ -13,7 +13,6 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidi
 from ..errors import UnsupportedModelError
 from .gather import take
 
-
 HOLDS_NOTHING: Any = getattr(cache_utils, "DummyLayer", ())
 """Stands for a layer that looks at the keys and values of an earlier one; older releases have none."""
 

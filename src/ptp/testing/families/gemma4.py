@@ -16,19 +16,19 @@ MARKERS = ("<|image>", "<|image|>", "<image|>", "<|video|>", "<|audio|>")
 def config(scale: Scale) -> Any:
     """Windows and, every so often, a layer that sees all, with wider heads that share keys; the last half of the layers look at
     keys and values of earlier ones; every layer is given something of each token (per-layer inputs)."""
-    patch, factor, window, every = (16, 3, 512, 6) if scale.real else (14, 2, 24, 2)
+    patch, factor, window, every = (16, 3, 512, 6) if scale.real else (16, 2, 24, 2)
     depth, width = scale.text["num_hidden_layers"], scale.text["head_dim"]
     kinds = ["full_attention" if n % every == every - 1 else "sliding_attention" for n in range(depth)]
     text = scale.language(
         "gemma4_text", sliding_window=window, layer_types=kinds, global_head_dim=2 * width, num_global_key_value_heads=1,
-        hidden_size_per_layer_input=8 if not scale.real else 64, vocab_size_per_layer_input=scale.language("")["vocab_size"],
+        hidden_size_per_layer_input=64, vocab_size_per_layer_input=scale.language("")["vocab_size"],
         num_kv_shared_layers=depth // 2, attention_k_eq_v=True, use_bidirectional_attention="vision",
     )  # fmt: skip
     vision = scale.vision() | dict(
         patch_size=patch, pooling_kernel_size=factor, head_dim=scale.hidden // scale.heads, num_key_value_heads=scale.heads,
         position_embedding_size=2048 if scale.real else 256,
     )  # fmt: skip
-    ids = {f"{name}_id": token_id(marker) for name, marker in zip(NAMES, MARKERS, strict=True)}
+    ids: dict[str, Any] = {f"{name}_id": token_id(marker) for name, marker in zip(NAMES, MARKERS, strict=True)}
     return Gemma4Config(text_config=text, vision_config=vision, audio_config=None, tie_word_embeddings=False, **ids)
 
 
@@ -37,7 +37,7 @@ NAMES = ("boi_token", "image_token", "eoi_token", "video_token", "audio_token")
 
 def processor(scale: Scale) -> Any:
     """Up to 1,120 tokens a picture (the most of the published settings); small: 70."""
-    patch, factor, tokens = (16, 3, 1120) if scale.real else (14, 2, 70)
+    patch, factor, tokens = (16, 3, 1120) if scale.real else (16, 2, 70)
     names = dict(zip(NAMES, MARKERS, strict=True)) | {"boa_token": "<|audio|>", "eoa_token": "<|audio|>"}
     special = {"eos_token": tokenizer().eos_token, "pad_token": tokenizer().pad_token, "padding_side": "left"}
     own = PreTrainedTokenizerFast(
