@@ -70,7 +70,9 @@ def test_a_model_that_is_its_own_assistant_gives_the_greedy_answer(family, layer
 def test_a_peft_model_is_pruned_like_its_merged_weights(family, layer):
     """LoRA on the language model: attach to what peft hands out, generate, detach; nothing is left."""
     model, inputs = copy.deepcopy(model_of(family)), encode(family, ([picture()], QUESTION))
-    names = [name for name, _ in adapter_for(model).text.model.named_modules() if name.endswith(("q_proj", "k_proj", "v_proj"))]
+    inside = set(adapter_for(model).text.model.modules())
+    ends = ("q_proj", "k_proj", "v_proj")
+    names = [name for name, module in model.named_modules() if module in inside and name.endswith(ends)]
     config = peft.LoraConfig(r=4, target_modules=names, init_lora_weights=False)
     torch.manual_seed(0)
     adapted = peft.get_peft_model(model, config)
