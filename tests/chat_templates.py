@@ -2,8 +2,8 @@
 
 The templates are written here. What they must render is what these publish: `chat_template.json` of llava-v1.6-mistral-7b-hf
 and -vicuna-7b-hf, llava-onevision-qwen2-0.5b-ov-hf, Qwen2-VL-2B-Instruct, gemma-3-4b-it and SmolVLM-Instruct, as quoted in
-public code; transformers' default for SmolVLM; and, by what is in use for them elsewhere, InternVL, llava-v1.6-34b-hf,
-llama3-llava-next-8b-hf, Idefics3 and Mistral's own.
+public code; Gemma 4's, as llama.cpp has it; transformers' default for SmolVLM; and, by what is in use for them elsewhere,
+InternVL, llava-v1.6-34b-hf, llama3-llava-next-8b-hf, Idefics3 and Mistral's own.
 """
 
 
@@ -155,3 +155,30 @@ GEMMA3 = """{{ bos_token }}
 {{ '<end_of_turn>\\n' }}
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif -%}"""
+GEMMA4 = """{{ bos_token }}
+{%- if enable_thinking or tools or messages[0].role in ('system', 'developer') -%}
+{{ '<|turn>system\\n' + ('<|think|>' if enable_thinking else '') }}
+{%- if messages[0].role in ('system', 'developer') -%}
+{%- if messages[0].content is string %}{{ messages[0].content | trim }}
+{%- else %}{%- for part in messages[0].content %}{{ part.text | trim }}{% endfor %}{% endif -%}
+{%- set rest = messages[1:] -%}
+{%- else -%}{%- set rest = messages -%}{%- endif -%}
+{%- for tool in tools or [] %}{{ '<|tool>declaration:' + tool.function.name + '{}<tool|>' }}{% endfor -%}
+{{ '<turn|>\\n' }}
+{%- else -%}{%- set rest = messages -%}{%- endif -%}
+{%- for message in rest -%}
+{{ '<|turn>' + ('model' if message.role == 'assistant' else message.role) + '\\n' }}
+{%- for call in message.tool_calls or [] %}{{ '<|tool_call>call:' + call.function.name + '{}<tool_call|>' }}{% endfor -%}
+{%- if message.content is string -%}{{ message.content | trim }}
+{%- else -%}
+{%- for part in message.content or [] -%}
+{%- if part.type == 'text' %}{{ part.text | trim }}
+{%- elif part.type == 'audio' %}{{ '<|audio|>' }}
+{%- else %}{{ '\\n\\n<|' + part.type + '|>\\n\\n' }}{% endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{ '<turn|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|turn>model\\n' }}
+{%- if not enable_thinking %}{{ '<|channel>thought\\n<channel|>' }}{% endif -%}
+{%- endif -%}"""

@@ -8,6 +8,7 @@ from typing import Any
 
 from chat_templates import (
     GEMMA3,
+    GEMMA4,
     IDEFICS3,
     INTERNVL,
     MISTRAL,
@@ -156,6 +157,13 @@ CHECKPOINTS = {
         ),
         "<image_soft_token>", GEMMA3, GEMMA3,
         {"<start_of_image>": f"\n\n<start_of_image>{'<image_soft_token>' * 8}<end_of_image>\n\n"},
+    ),
+    "gemma4": Checkpoint(
+        lambda: sentencepiece(
+            "<|turn>", "<turn|>", "<|image>", "<|image|>", "<image|>", "<|video|>", "<|think|>", "<|channel>", "<channel|>",
+            "<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>", prefix=False, bos="<bos>",
+        ),
+        "<|image|>", GEMMA4, GEMMA4, {"<|image|>": f"<|image>{'<|image|>' * 8}<image|>"}, "own", video="<|video|>",
     ),
 }  # fmt: skip
 

@@ -46,11 +46,32 @@ def numbered_frames(family: Family, frames: int = 3) -> dict:
     }
 
 
+def timed_frames(family: Family, frames: int = 3, rows: int = 4, columns: int = 6, most: int = 60) -> dict:
+    """The same as Gemma 4 has it: each frame behind its time, its patches padded, and told where they are."""
+    shown = " ".join(f"00:0{n} <|image>{'<|video|>' * (rows * columns // 4)}<image|>" for n in range(frames))
+    ids = tokenizer()(f"<|im_start|>user\n{shown}\nAnd here?<|im_end|>\n", return_tensors="pt").input_ids
+    first = encode(family, ([picture(2)], QUESTION))
+    kinds = 2 * (ids == tokenizer().convert_tokens_to_ids("<|video|>")).long()
+    pixels = torch.rand(frames, most, 3 * 16 * 16, generator=torch.Generator().manual_seed(0))
+    places = torch.full((frames, most, 2), -1)
+    places[:, : rows * columns] = torch.tensor([(x, y) for y in range(rows) for x in range(columns)])
+    return first | {
+        "input_ids": torch.cat([first["input_ids"], ids], dim=1),
+        "attention_mask": torch.ones(1, first["input_ids"].shape[1] + ids.shape[1], dtype=torch.long),
+        "mm_token_type_ids": torch.cat([first["mm_token_type_ids"], kinds], dim=1),
+        "pixel_values_videos": pixels,
+        "video_position_ids": places,
+        "num_frames_per_video": torch.tensor([frames]),
+    }
+
+
 @pytest.mark.parametrize("name", ["pyramid", "fastv", "hired", "random"])
-@pytest.mark.parametrize("video_family", ["internvl", "qwen2.5-vl", "qwen3-vl"])
+@pytest.mark.parametrize("video_family", ["internvl", "qwen2.5-vl", "qwen3-vl", "gemma4"])
 def test_a_video_is_a_picture_whose_regions_are_frames(monkeypatch, video_family, name):
     family = FAMILIES[video_family]
-    inputs, size = (numbered_frames(family), 16) if video_family == "internvl" else (video_inputs(family), 6)
+    layouts = {"internvl": (numbered_frames, 16), "gemma4": (timed_frames, 6)}
+    made, size = layouts.get(video_family, (video_inputs, 6))
+    inputs = made(family)
     model, method = model_of(family), pruner(name)
     trace = assert_dropping_equals_masking(monkeypatch, model, inputs, method)
     still, video = trace.images
@@ -83,6 +104,14 @@ def test_frames_are_what_the_prompt_numbers(text, videos):
             model(input_ids=ids, pixel_values=pixels)
         assert [len(image.sizes) for image in trace.images] == expected
         assert [image.layout.video for image in trace.images] == [frames > 1 for frames in expected]
+
+
+def test_sound_beside_pictures_is_refused():
+    """Gemma 4 hears, too: its tokens are neither the user's words nor a picture's."""
+    family = FAMILIES["gemma4"]
+    model, inputs = model_of(family), encode(family, ([picture()], QUESTION))
+    with pruner()(model, tokenizer()), pytest.raises(ptp.UnsupportedModelError, match="Gemma 4, and no sound may come"):
+        model(**inputs, input_features=torch.randn(1, 8, 128), input_features_mask=torch.ones(1, 8))
 
 
 def test_videos_are_refused_where_they_cannot_be_pruned():
