@@ -36,8 +36,8 @@ NAMES = ("boi_token", "image_token", "eoi_token", "video_token", "audio_token")
 
 
 def processor(scale: Scale) -> Any:
-    """Up to 1,120 tokens a picture (the most of the published settings); small: 70."""
-    patch, factor, tokens = (16, 3, 1120) if scale.real else (16, 2, 70)
+    """Up to 560 tokens a picture, twice what checkpoints start with; small: 70."""
+    patch, factor, tokens = (16, 3, 560) if scale.real else (16, 2, 70)
     names = dict(zip(NAMES, MARKERS, strict=True)) | {"boa_token": "<|audio|>", "eoa_token": "<|audio|>"}
     special = {"eos_token": tokenizer().eos_token, "pad_token": tokenizer().pad_token, "padding_side": "left"}
     own = PreTrainedTokenizerFast(
