@@ -15,8 +15,8 @@ REFUSED: dict[str, str] = {
     "aria": _QUERIES.format("a cross-attention projector"),
     "mllama": _CROSS,
     "idefics": _CROSS,
-    "florence2": _CROSS,
     "pix2struct": _CROSS,
+    "florence2": "its language model is an encoder, which sees both ways, and a decoder: nothing prefills a KV cache with pictures",
     "fuyu": _ENCODERLESS.format("patches of pixels go straight into the language model"),
     "gemma4_unified": _ENCODERLESS.format("patches of pixels go straight into the language model"),
     "chameleon": _CODEBOOK,
@@ -25,6 +25,10 @@ REFUSED: dict[str, str] = {
     "granite4_vision": (
         "its visual tokens enter the language model empty, and features are added to them before layers far up, so that what a "
         "token shows is not known where tokens leave; adding to a shortened sequence is not built"
+    ),
+    "minicpmv4_6": (
+        "the first of its two mergers of 2 x 2 patches stands between two layers of its encoder, so that its earlier layers have "
+        "four patches for one of the later ones; reading saliency there is not built"
     ),
     "llama4": (
         "its layers without rotary positions scale queries by how many tokens stand before them "
