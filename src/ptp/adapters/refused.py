@@ -16,7 +16,7 @@ REFUSED: dict[str, str] = {
     "mllama": _CROSS,
     "idefics": _CROSS,
     "pix2struct": _CROSS,
-    "florence2": "its language model is an encoder, which sees both ways, and a decoder: nothing prefills a KV cache with pictures",
+    "florence2": "its language model is an encoder, which sees both ways, and a decoder: pictures are not prefilled into a KV cache",
     "fuyu": _ENCODERLESS.format("patches of pixels go straight into the language model"),
     "gemma4_unified": _ENCODERLESS.format("patches of pixels go straight into the language model"),
     "chameleon": _CODEBOOK,
@@ -27,7 +27,7 @@ REFUSED: dict[str, str] = {
         "token shows is not known where tokens leave; adding to a shortened sequence is not built"
     ),
     "minicpmv4_6": (
-        "the first of its two mergers of 2 x 2 patches stands between two layers of its encoder, so that its earlier layers have "
+        "the first of its two mergers of 2 x 2 patches stands between layers of its encoder, so that earlier layers have "
         "four patches for one of the later ones; reading saliency there is not built"
     ),
     "llama4": (
