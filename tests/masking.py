@@ -30,7 +30,8 @@ def assert_dropping_equals_masking(monkeypatch, model, inputs, method, atol=1e-4
         output, trace = prune(model, inputs, method)
     gone = drops(inputs, trace, selections)
     last = gone[max(gone)]
-    assert 0 < last.sum() == trace.visual_tokens[0] - trace.visual_tokens[1]
+    lost = [before - after for before, after in (trace.visual_tokens, trace.structure_tokens)]
+    assert 0 < last.sum() == sum(lost)
     with torch.no_grad(), blinded(model, inputs["attention_mask"].bool(), (gone, None)), merged(model, trace, selections):
         expected = model(**inputs).logits
     torch.testing.assert_close(output.logits, expected[~last][None], atol=atol, rtol=0)

@@ -29,7 +29,7 @@ CASES = {
     "a mask": (lambda p, k: Selection(torch.ones(80).bool(), [8] * 5), r"got torch.bool \(80,\)\. Of a mask, mask.nonzero"),
     "floats": (lambda p, k: Selection(k.float(), [8] * 5), r"int64 indices .* got torch.float32 \(40,\)"),
     "two dimensions": (lambda p, k: Selection(k[None], [8] * 5), r"got torch.int64 \(1, 40\)"),
-    "too few": (lambda p, k: selection(p, k[:-1]), r"kept must be 40 tokens \(the stage's keep_ratio 0.5 of 80\), got 39"),
+    "too few": (lambda p, k: selection(p, k[:-1]), r"kept must be 40 tokens \(the stage's budget of 80\), got 39"),
     "too many": (lambda p, k: selection(p, torch.arange(41)), "kept must be 40 tokens .* got 41"),
     "unsorted": (lambda p, k: selection(p, k.flip(0)), r"kept must ascend and hold no index twice, got \[78, 76, "),
     "twice": (lambda p, k: selection(p, k.clone().index_fill(0, torch.tensor([1]), 0)), "hold no index twice"),

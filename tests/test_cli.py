@@ -88,7 +88,10 @@ BAD = {
     "region": (["good.jpg", "--region", "magic"], "region must be one of thumbnail_attention"),
     "method": (["good.jpg", "--method", "magic"], "Method must be one of pyramid, random"),
     "methods": (["good.jpg", "--method", "pyramid,fastv"], "got 'pyramid,fastv'"),
-    "setting": (["good.jpg", "--method", "fastv:alpha=1"], "Settings of fastv are window, prune_layer, got 'alpha=1'"),
+    "setting": (
+        ["good.jpg", "--method", "fastv:alpha=1"],
+        "Settings of fastv are window, keep_structure, prune_layer, got 'alpha=1'",
+    ),
     "setting without value": (["good.jpg", "--method", "fastv:prune_layer"], "Write one as fastv:NAME=VALUE"),
     "setting of a wrong type": (
         ["good.jpg", "--method", "fastv:prune_layer=1.5"],

@@ -80,7 +80,7 @@ def test_matched_methods_work_on_the_same_number_of_tokens(name, average):
     else:
         alive, total = 1.0, 0.0
         for layer in range(layers):
-            alive = next((s.keep_ratio for s in contender.pruner(ratio).stages(layers) if s.layer == layer), alive)
+            alive = next((s.budget(10**6) / 10**6 for s in contender.pruner(ratio).stages(layers) if s.layer == layer), alive)
             total += alive
         assert total / layers == pytest.approx(average, abs=1e-4)
 
@@ -167,7 +167,7 @@ def cells_of(scores: dict[tuple[str, float], list[list[bool]]], tasks: list[str]
     cells = []
     for (method, keep), right in scores.items():
         for task, mine in zip(tasks, right, strict=True):
-            cells.append(Cell(task, method, keep, mine, ["a"] * len(mine), None, 10, 12.0, 20, 1.0))
+            cells.append(Cell(task, method, keep, mine, ["a"] * len(mine), None, 10, 12.0, 20, 3, 1.0))
     return cells
 
 
@@ -219,7 +219,7 @@ def test_tables_and_plots_hold_every_row(tmp_path):
     scores = {("full", 1.0): [[True, True]] * 2, ("pyramid", 0.5): [[True, True]] * 2, ("pyramid", 0.1): [[False, True]] * 2}
     table = rows(cells_of(scores, tasks), tasks)
     assert markdown(table, tasks).count("| pyramid |") == 6
-    assert overview(table)[1][:5] == ["full", "1", "50.0 %", "60.0 %", "100.0 % [100.0, 100.0]"]
+    assert overview(table)[1][:6] == ["full", "1", "50.0 %", "60.0 %", "1.5", "100.0 % [100.0, 100.0]"]
     assert per_task(table, tasks)[-2] == ["pyramid", "0.1", "0.500", "0.500"]
     lines = comma_separated(table, tasks).splitlines()
     assert len(lines) == 1 + len(table) and lines[0].startswith("method,keep_ratio,kept,average,mean")

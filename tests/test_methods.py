@@ -7,8 +7,10 @@ import pytest
 import torch
 from conftest import embeddings, encode, picture, prompt, small_model, tokenizer
 
+import rivals_vision
 from ptp.greedy import keep_determinantal, keep_diverse
 from ptp.methods import METHODS
+from test_rivals_text import RULES as TEXT_RULES
 
 GRID = (3, 2)
 TILES, SIDE, SIZE = 7, 4, 16
@@ -71,11 +73,6 @@ def run(drops: dict[int, list[int]]) -> tuple[list[torch.Tensor], list[torch.Ten
     return all_states, maps
 
 
-def visual(states: torch.Tensor) -> torch.Tensor:
-    """(N, D) states of the visual tokens."""
-    return states[places()[0] : places()[0] + 112]
-
-
 def best(scores, tokens, count: int) -> list[int]:
     return sorted(tokens, key=lambda j: (-float(scores[j]), j))[:count]
 
@@ -98,15 +95,6 @@ def cosine(features: torch.Tensor) -> list[list[float]]:
     return [[float(torch.cosine_similarity(a, b, dim=0)) for b in features] for a in features]
 
 
-def thumbnail_mass(patches: list[float]) -> list[float]:
-    columns, rows = GRID
-    mass, fine = [0.0] * (columns * rows), 8 * columns * rows
-    for y in range(fine):
-        for x in range(fine):
-            mass[(y * rows // fine) * columns + x * columns // fine] += patches[(y * 8 // fine) * 8 + x * 8 // fine]
-    return [m / fine**2 * 64 for m in mass]
-
-
 def by_tile(scores: list[float], budgets: list[int]) -> list[int]:
     return [j for t, b in enumerate(budgets) for j in best(scores, range(16 * t, 16 * t + 16), b)]
 
@@ -117,50 +105,6 @@ def flat(tokens: list[list[float]]) -> list[float]:
 
 def uniform_grid():
     return [16 * t + math.floor((i + 0.5) * 16 / b) for t, b in enumerate(even()) for i in range(b)]
-
-
-def fastervlm():
-    return by_tile(flat(vision(-1)[1]), even())
-
-
-def visionzip():
-    scores, budgets = flat(vision(-1)[1]), even()
-    kept = by_tile(scores, [b - round(10 / 64 * b) for b in budgets])
-    for t, b in enumerate(budgets):
-        rest = [j for j in range(16 * t, 16 * t + 16) if j not in kept]
-        count = round(10 / 64 * b)
-        kept += [rest[i * len(rest) // count] for i in range(count)]
-    return kept
-
-
-def vispruner():
-    scores, likeness, kept = flat(vision(-1)[1]), cosine(visual(run({})[0][0])), []
-    for t, budget in enumerate(even()):
-        order = best(scores, range(16 * t, 16 * t + 16), 16)
-        first = budget // 2
-        kept += order[:first]
-        order = order[first:]
-        while len(order) > budget - first:
-            a, b = order[::2], order[1::2]
-            leave = best({i: max(likeness[i][j] for j in b) for i in a}, a, min(8, len(order) - budget + first))
-            order = [i for i in a if i not in leave] + b
-        kept += order
-    return kept
-
-
-def divprune():
-    likeness = cosine(visual(run({})[0][0]))
-    nearest = [max(row[j] for j in range(112) if j != i) for i, row in enumerate(likeness)]
-    kept = [min(range(112), key=lambda i: nearest[i])]
-    while len(kept) < TOTAL:
-        kept.append(min(set(range(112)) - set(kept), key=lambda i: max(likeness[i][j] for j in kept)))
-    return kept
-
-
-def hired():
-    own = TOTAL // 2
-    content = thumbnail_mass(vision(0)[0][-1])
-    return by_tile(flat(vision(-1)[1]), [*shares(content, SIZE, TOTAL - min(own, 16)), min(own, 16)])
 
 
 @cache
@@ -193,99 +137,6 @@ def hiprune(alpha=0.1, total=TOTAL):
     return kept
 
 
-def globalcom2():
-    patches, tokens = vision(-1)
-    columns, rows = GRID
-    mass = thumbnail_mass(patches[-1])
-    raised = [math.exp(m / 10) for m in mass]
-    sigma = [e / sum(raised) for e in raised]
-    own = round(TOTAL / 112 * 16)
-    budgets = [*shares([1 + s - sum(sigma) / 6 for s in sigma], SIZE, TOTAL - own), own]
-    scores = []
-    for t in range(6):
-        seen = []
-        for y in range(SIDE):
-            for x in range(SIDE):
-                fy = min(max((t // columns * SIDE + y + 0.5) / rows - 0.5, 0), SIDE - 1)
-                fx = min(max((t % columns * SIDE + x + 0.5) / columns - 0.5, 0), SIDE - 1)
-                y0, x0 = int(fy), int(fx)
-                y1, x1 = min(y0 + 1, SIDE - 1), min(x0 + 1, SIDE - 1)
-                at = lambda r, c: tokens[-1][r * SIDE + c]  # noqa: E731
-                top = at(y0, x0) * (1 - fx + x0) + at(y0, x1) * (fx - x0)
-                bottom = at(y1, x0) * (1 - fx + x0) + at(y1, x1) * (fx - x0)
-                seen.append(top * (1 - fy + y0) + bottom * (fy - y0))
-        norms = [math.sqrt(sum(v * v for v in values)) for values in (tokens[t], seen)]
-        scores += [a / norms[0] + b / norms[1] for a, b in zip(tokens[t], seen, strict=True)]
-    return by_tile([*scores, *tokens[-1]], budgets)
-
-
-def dart():
-    model = small_model(attention="eager")
-    states = visual(run({})[0][2])
-    layer = model.model.language_model.layers[2]
-    with torch.no_grad():
-        keys = layer.self_attn.k_proj(layer.input_layernorm(states))
-    pivots = best([float(key.abs().sum()) for key in keys], range(112), 8)
-    kept, likeness = list(pivots), cosine(states)
-    for number, pivot in enumerate(pivots):
-        share = (TOTAL - 8 + number) // 8
-        free = sorted(set(range(112)) - set(kept), key=lambda j: likeness[pivot][j])
-        kept += free[:share]
-    return kept
-
-
-def fastv():
-    first, last, _ = places()
-    return best(run({})[1][1][last, first : first + 112], range(112), TOTAL)
-
-
-def staged(layers, score):
-    alive, drops = list(range(112)), {}
-    for number, layer in enumerate(layers):
-        states, maps = run(drops)
-        kept = best(score(states[layer], maps[layer - 1], alive), alive, round(KEEP ** ((number + 1) / len(layers)) * 112))
-        drops = {**drops, layer: [j for j in alive if j not in kept]}
-        alive = sorted(kept)
-    return alive
-
-
-def pyramiddrop():
-    first, last, _ = places()
-    return staged([1, 2, 3], lambda states, attention, alive: attention[last, first : first + 112])
-
-
-def sparsevlm():
-    first, _, text = places()
-
-    def score(states, attention, alive):
-        likeness = (states[[first + j for j in alive]] @ states[text].T).softmax(dim=1).mean(dim=0)
-        raters = [i for i, value in zip(text, likeness, strict=True) if value >= likeness.mean()]
-        assert 0 < len(raters) < len(text)
-        return attention[raters, first : first + 112].mean(dim=0)
-
-    return staged([1, 2], score)
-
-
-def cdpruner():
-    states, text = run({})[0][0], places()[2]
-    features = torch.nn.functional.normalize(visual(states), dim=1)
-    relevance = torch.cosine_similarity(features, states[text].mean(dim=0)[None], dim=1)
-    relevance = ((relevance - relevance.min()) / (relevance.max() - relevance.min())).clamp_min(1e-6)
-    kernel = (relevance[:, None] * (features @ features.T) * relevance).double()
-    kept: list[int] = []
-    while len(kept) < TOTAL:
-        gains = {j: float(torch.det(kernel[[*kept, j]][:, [*kept, j]])) for j in range(112) if j not in kept}
-        kept.append(max(gains, key=lambda j: (gains[j], -j)))
-    return kept
-
-
-def deft():
-    first, _, text = places()
-    alive = sorted(by_tile(flat(vision(-1)[1]), shares([1.0] * TILES, SIZE, round(1.5 * KEEP * 112))))
-    _, maps = run({0: [j for j in range(112) if j not in alive]})
-    return best(maps[1][text, first : first + 112].amax(dim=0), alive, TOTAL)
-
-
 def prumerge(spatial: float = 0.0):
     scores, budgets = flat(vision(-1)[1]), even()
     kept = by_tile(scores, [b - round(spatial * b) for b in budgets])
@@ -298,10 +149,7 @@ def prumerge(spatial: float = 0.0):
 
 RULES = {
     rule.__name__: rule
-    for rule in (
-        uniform_grid, visionzip, fastervlm, vispruner, hired, hiprune, globalcom2, divprune, dart, fastv, pyramiddrop,
-        sparsevlm, cdpruner, deft, prumerge,
-    )
+    for rule in (uniform_grid, hiprune, prumerge)
 }  # fmt: skip
 
 
@@ -311,7 +159,9 @@ def expected(name: str) -> list[int]:
 
 
 def test_every_method_has_a_loop():
-    assert set(METHODS) == set(RULES) | {"pyramid", "random"}, "these two are in test_oracles and test_evaluation"
+    elsewhere = {"pyramid", "random"}  # in test_oracles and test_evaluation
+    loops = [*RULES, *rivals_vision.RULES, *TEXT_RULES, *elsewhere]
+    assert sorted(METHODS) == sorted(loops), "one each"
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -367,36 +217,6 @@ def test_hiprune_takes_any_share_of_anchors(alpha, keep):
 @pytest.mark.parametrize(("share", "depth", "layer"), [(0.375, 24, 8), (0.5, 32, 15), (0.375, 27, 9), (0, 3, 0), (1, 3, 2)])
 def test_hiprune_scales_its_object_layer(share, depth, layer):
     assert METHODS["hiprune"](object_depth=share).reads(depth).vision[0].layer == layer
-
-
-def test_merged_tokens_are_averages():
-    """VisionZip equals the model fed, at the kept places, the means of the tokens merged there."""
-    model = small_model()
-    seen = []
-
-    class Recorder(METHODS["visionzip"]):
-        def select(self, picture, stage):
-            seen.append(super().select(picture, stage))
-            return seen[-1]
-
-    with torch.no_grad(), Recorder(keep_ratio=KEEP, contextual=0.5)(model, tokenizer()) as trace:
-        output = model(**inputs()).logits
-        (selection,), (image,) = seen, trace.images
-        states, first = embeddings(model, inputs()), places()[0]
-        means = []
-        for token in image.kept.tolist():
-            group = [j for j in range(112) if float(selection.mix[image.kept.tolist().index(token), j]) > 0]
-            assert token in group
-            means.append(states[0, [first + j for j in group]].mean(dim=0))
-        assert ((selection.mix > 0).sum(dim=1) > 1).any()
-        states[0, first + image.kept] = torch.stack(means)
-        stays = torch.ones(states.shape[1], dtype=torch.bool)
-        stays[first : first + 112] = False
-        stays[first + image.kept] = True
-        positions = torch.arange(states.shape[1])[stays][None]
-    with torch.no_grad():
-        expected_logits = model(inputs_embeds=states[:, stays], position_ids=positions).logits
-    torch.testing.assert_close(output, expected_logits, atol=1e-4, rtol=0)
 
 
 def vision_keys() -> torch.Tensor:

@@ -161,6 +161,26 @@ def test_every_family_hands_out_keys_for_its_tokens(name):
     assert len(keys.unique(dim=0)) > 0.8 * len(keys), "tokens differ"
 
 
+def test_what_the_language_model_was_given_is_read_at_a_later_layer():
+    model, inputs = small_model(), encode(prompt(picture(5, GRID)))
+    with torch.no_grad():
+        states = embeddings(model, inputs)[0]
+    image = inputs["input_ids"][0] == model.config.image_token_id
+    reads = Reads(probe=TextProbe("all"), inputs=True)
+    ((visual, text),) = given(model, inputs, reads, lambda p: (p.inputs, p.text_inputs))
+    torch.testing.assert_close(visual, states[image])
+    torch.testing.assert_close(text, states[~image])
+
+
+@pytest.mark.parametrize(("name", "layer"), [("internvl", -1), ("qwen2.5-vl", -2)])
+def test_another_layer_is_read_where_there_is_no_cls(name, layer):
+    family = FAMILIES[name]
+    model, inputs = model_of(family), encode_family(family, ([photo()], "What is it?"))
+    reads = Reads(vision=(VisionRead(-1, layer_without_cls=-2), VisionRead(layer)))
+    ((found, expected),) = given(model, inputs, reads, lambda p: [signal.saliency for signal in p.vision])
+    assert torch.equal(found, expected)
+
+
 def test_what_was_not_asked_for_is_refused():
     model, inputs = small_model(), encode(prompt(picture(5, GRID)))
     with pytest.raises(ValueError, match=r"No saliency was asked for. Return Reads\(vision"):
@@ -168,6 +188,8 @@ def test_what_was_not_asked_for_is_refused():
     for look in (lambda p: p.text_attention, lambda p: p.text_states):
         with pytest.raises(ValueError, match=r"No text was asked for. Return Reads\(probe"):
             given(model, inputs, Reads(), look)
+    with pytest.raises(ValueError, match=r"No inputs were asked for. Return Reads\(inputs=True\)"):
+        given(model, inputs, Reads(), lambda p: p.inputs)
     seen = []
     given(model, inputs, Reads(), seen.append)
     with torch.no_grad():
@@ -175,3 +197,75 @@ def test_what_was_not_asked_for_is_refused():
     assert seen[0].states.shape == (112, states.shape[-1]) and seen[0].keys.shape == (112, 24)
     with pytest.raises(ValueError, match="inside `select` only"):
         dataclasses.replace(seen[0], readings=None).states  # noqa: B018
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("rotary", [True, False])
+@pytest.mark.parametrize("layer", ["below", "here"])
+def test_keys_are_those_that_the_probe_compares(layer, rotary, attention):
+    model, inputs = small_model(attention=attention), encode(prompt(picture(5, GRID)))
+    number = LAYER if layer == "here" else LAYER - 1
+    ids = inputs["input_ids"][0].tolist()
+    image = [n for n, token in enumerate(ids) if token == model.config.image_token_id]
+    with torch.no_grad():
+        output = model(**inputs, output_hidden_states=True, use_cache=True)
+        block = model.model.language_model.layers[number]
+        keys = block.self_attn.k_proj(block.input_layernorm(output.hidden_states[number]))[0]
+        normed = model.model.language_model.norm(output.hidden_states[LAYER])[0]
+    if rotary:
+        keys = output.past_key_values.layers[number].keys[0].transpose(0, 1).flatten(1)
+    reads = Reads(probe=TextProbe("behind", layer, rotary))
+    ((found, text, last),) = given(model, inputs, reads, lambda p: (p.keys, p.text_keys, p.normed(p.states)))
+    torch.testing.assert_close(found, keys[image], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(text, keys[image[-1] + 1 :], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(last, normed[image], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_padding_moves_no_key(name):
+    """Whether positions count padding or not: a row has the keys that it has alone."""
+    family = FAMILIES[name]
+    model, rows = model_of(family), [([photo()], "What is it?"), ([photo()], "What is it, and where on the picture is it?")]
+    reads = Reads(probe=TextProbe("behind"))
+    together = given(model, encode_family(family, *rows), reads, lambda p: (p.keys, p.text_keys))
+    for row, both in zip(rows, together, strict=True):
+        (alone,) = given(model, encode_family(family, row), reads, lambda p: (p.keys, p.text_keys))
+        for a, b in zip(alone, both, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("layer", [0, -1])
+def test_attention_before_softmax(layer):
+    model, inputs = small_model(), encode(prompt(picture(5, GRID)))
+    block, caught = model.model.vision_tower.encoder.layer[layer], []
+    handle = block.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
+    with torch.no_grad():
+        model.model.vision_tower(inputs["pixel_values"])
+        normed, attention = block.layernorm_before(caught[0]), block.attention
+        query, key = attention.q_norm(attention.q_proj(normed)), attention.k_norm(attention.k_proj(normed))
+    handle.remove()
+    logits = torch.zeros(7, 64)
+    for t, p, h in itertools.product(range(7), range(64), range(2)):
+        part = slice(16 * h, 16 * h + 16)
+        logits[t, p] += float(query[t, 0, part] @ key[t, 1 + p, part]) / 4 / 2
+    blocks = logits.view(7, 4, 2, 4, 2).mean(dim=(2, 4)).flatten()
+    (found,) = given(model, inputs, Reads(vision=(VisionRead(layer, "logits"),)), lambda p: p.vision[0])
+    torch.testing.assert_close(found.saliency, blocks, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.thumbnail, logits[-1], atol=1e-5, rtol=1e-4)
+
+
+def test_without_cls_patches_ask_before_softmax():
+    family = FAMILIES["gemma3"]
+    model, inputs, seen = model_of(family), encode_family(family, ([photo()], "What is it?")), {}
+    attention = model.model.vision_tower.encoder.layers[-1].self_attn
+    hooks = [
+        getattr(attention, f"{part}_proj").register_forward_hook(lambda m, a, output, part=part: seen.update({part: output}))
+        for part in "qk"
+    ]
+    (found,) = given(model, inputs, Reads(vision=(VisionRead(-1, "logits"),)), lambda p: p.saliency)
+    for hook in hooks:
+        hook.remove()
+    heads = attention.num_heads
+    q, k = (seen[part][0].unflatten(-1, (heads, -1)) for part in "qk")
+    paid = torch.einsum("ihd,jhd->j", q, k) * q.shape[-1] ** -0.5 / heads / len(q)
+    assert found.mean() == pytest.approx(float(paid.mean()), rel=1e-3), "pooling averages"

@@ -1,5 +1,6 @@
 """`Pruner`: the settings of a method, and the context manager that applies it to a model."""
 
+import math
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from .adapters import Adapter, adapter_for
 from .conversation import InstructionFinder, reader
 from .errors import UnsupportedModelError
 from .runtime import Engine, Picture, Reads, Setup, TextProbe, Trace, VisionRead
-from .selection import Selection, check_keep_ratio
+from .selection import Selection, check_keep_ratio, check_share, total_budget
 
 _attached: "weakref.WeakSet[Any]" = weakref.WeakSet()
 """The cores that are being pruned; shallow copies of a model share theirs."""
@@ -28,10 +29,22 @@ class Stage:
     Attributes:
         layer: They leave at the input of this language-model layer; 0 is before the language model.
         keep_ratio: Share of the picture's original visual tokens that stays.
+        reserve: Share of the others that stays, too, for a later stage to choose from.
     """
 
     layer: int
     keep_ratio: float
+    reserve: float = 0.0
+
+    def budget(self, tokens: int) -> int:
+        """How many of a picture's `tokens` stay: K = `total_budget`, and ceil(reserve (tokens - K)) more."""
+        kept = total_budget(self.keep_ratio, tokens)
+        return kept + math.ceil(self.reserve * (tokens - kept))
+
+    @property
+    def share(self) -> float:
+        """About what share of a picture's tokens stays."""
+        return self.keep_ratio + self.reserve * (1 - self.keep_ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +56,14 @@ class Pruner:
     Attributes:
         keep_ratio: Share of each picture's visual tokens kept, in (0, 1].
         window: Side in pixels, about, of the regions of pictures that their model does not cut into tiles.
+        keep_structure: Whether line ends and tile markers stay in any case: they are no visual tokens, and not in the budget.
+            Off, a line end leaves with the last visual token of its row, a tile's markers with its last.
         record_scores: Whether the trace keeps the score maps. Serving turns it off and pays nothing for them.
     """
 
     keep_ratio: float = 0.5
     window: int = 448
+    keep_structure: bool = True
     record_scores: bool = True
 
     def __post_init__(self) -> None:
@@ -69,7 +85,7 @@ class Pruner:
 
     def average_keep(self, layers: int) -> float:
         """Share of the visual tokens that a language model of `layers` layers works on, averaged over its layers."""
-        ratios = {stage.layer: stage.keep_ratio for stage in self.stages(layers)}
+        ratios = {stage.layer: stage.share for stage in self.stages(layers)}
         alive, total = 1.0, 0.0
         for layer in range(layers):
             alive = ratios.get(layer, alive)
@@ -77,7 +93,7 @@ class Pruner:
         return total / layers
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
-        """Choose the tokens of one picture that stay: a subset of `picture.alive`, `total_budget` of them."""
+        """Choose the tokens of one picture that stay: a subset of `picture.alive`, `stage.budget(picture.tokens)` of them."""
         raise NotImplementedError(f"{type(self).__name__} must define select(picture, stage).")
 
     @contextmanager
@@ -176,6 +192,7 @@ def _checked_stages(pruner: Pruner, adapter: Adapter) -> tuple[Stage, ...]:
         if not isinstance(stage, Stage):
             raise ValueError(f"{name}.stages must return Stages, got {stage!r}. Return (Stage(0, self.keep_ratio),).")
         check_keep_ratio(stage.keep_ratio)
+        check_share("reserve", stage.reserve)
         if not 0 <= stage.layer < layers:
             setting = "prune_layer" if hasattr(pruner, "prune_layer") else f"{name}.stages: the layer"
             raise ValueError(
@@ -197,7 +214,7 @@ def _checked_reads(pruner: Pruner, adapter: Adapter) -> Reads:
         raise ValueError(f"{name}.reads: vision must be a tuple of VisionRead, got {reads.vision!r}. Return (VisionRead(-1),).")
     if reads.probe is not None and not isinstance(reads.probe, TextProbe):
         raise ValueError(f"{name}.reads: probe must be a TextProbe or None, got {reads.probe!r}. Return TextProbe().")
-    for layer in (read.layer for read in reads.vision):
+    for layer in [at for read in reads.vision for at in (read.layer, read.layer_without_cls) if at is not None]:
         if type(layer) is not int or not -depth <= layer < depth:
             names = [field.name for field in fields(pruner) if getattr(pruner, field.name) == layer]
             setting = next((name for name in names if name.endswith("_layer") and name != "prune_layer"), "vision_layer")

@@ -68,6 +68,24 @@ def received_attention(queries: Tensor, keys: Tensor, scale: float | None = None
     return torch.stack([(q @ k.mT * scale).softmax(dim=-1).mean(dim=(0, 1)) for q, k in tiles])
 
 
+def attention_logits(queries: Tensor, keys: Tensor, scale: float | None = None) -> Tensor:
+    """Score each patch by the attention it gets before softmax, averaged over heads and queries.
+
+    Args:
+        queries: (T, H, Q, D) of one vision layer: of [CLS], or of all patches.
+        keys: (T, H, P, D) of the patches.
+        scale: Factor on the dot products; None is D ** -0.5.
+
+    Returns:
+        (T, P) float32 of either sign. What all keys have in common is in it, unlike after softmax.
+
+    Source: GlobalCom2, arXiv 2501.05179: `attn_scores` of `CustomCLIPAttention` in github xuyang-liu16/GlobalCom2.
+    """
+    q, scale = queries.float().mean(dim=2, keepdim=True), scale or queries.shape[-1] ** -0.5
+    # Tile by tile: no copy of the keys (see `cls_attention`).
+    return torch.stack([(one @ key.float().mT).mean(dim=(0, 1)) * scale for one, key in zip(q, keys, strict=True)])
+
+
 def pool_pixel_shuffle(scores: Tensor, factor: int) -> Tensor:
     """Pool patch scores onto visual tokens: the mean over each `factor` x `factor` block of the pixel shuffle.
 
@@ -102,18 +120,24 @@ def thumbnail_attention(thumbnail: Tensor, boxes: Tensor) -> Tensor:
 
     Our reconstruction of the region level of PTP (arXiv 2509.15704): the default source, see docs/results.
     """
-    side = round(len(thumbnail) ** 0.5)
-    square, boxes = thumbnail.float().view(side, side), boxes.to(thumbnail.device)
-    down, across = _overlap(boxes[:, [1, 3]], side), _overlap(boxes[:, [0, 2]], side)  # (T, side) each
-    mass = ((down @ square) * across).sum(dim=1)
+    mass = tile_sums(thumbnail, boxes)
     return mass / mass.sum().clamp_min(torch.finfo(mass.dtype).tiny)
+
+
+def tile_sums(scores: Tensor, boxes: Tensor) -> Tensor:
+    """(T,) float32 sums of a thumbnail's patch scores over the area of each tile, of either sign. Arguments as
+    `thumbnail_attention`'s."""
+    side = round(len(scores) ** 0.5)
+    square, boxes = scores.float().view(side, side), boxes.to(scores.device)
+    down, across = _overlap(boxes[:, [1, 3]], side), _overlap(boxes[:, [0, 2]], side)  # (T, side) each
+    return ((down @ square) * across).sum(dim=1)
 
 
 def _overlap(intervals: Tensor, patches: int) -> Tensor:
     """(T, patches): the share of each patch's side that lies in each of the (T, 2) intervals; patches cover [0, 1]."""
-    patch = torch.arange(patches, device=intervals.device, dtype=intervals.dtype)[None] / patches
-    common = torch.minimum(intervals[:, 1:], patch + 1 / patches) - torch.maximum(intervals[:, :1], patch)
-    return common.clamp_min(0) * patches
+    patch, ends = torch.arange(patches, device=intervals.device, dtype=intervals.dtype)[None], intervals * patches
+    common = torch.minimum(ends[:, 1:], patch + 1) - torch.maximum(ends[:, :1], patch)  # in patches: whole ones are exact
+    return common.clamp_min(0)
 
 
 def attention_mass(attention: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -158,6 +158,8 @@ class Adapter(ABC):
         image_token_id: The id that stands for a visual token of a picture in a prompt.
         has_cls: Whether index 0 of a vision sequence is [CLS].
         read: Gives the text of a list of ids; empty where the tokenizer is not known. `adapter_for` sets it.
+        line_ends: Whether what stands among a picture's visual tokens ends the run before it; if not, it opens the one behind
+            it, as tile markers do.
         late_features: Names of the language model's arguments that hold the mask of visual tokens and the features added
             to them after its first layers (DeepStack); None where there are none.
         both_ways: Where some layers have sliding windows: the argument that tells pictures (1) and videos (2) from text (0),
@@ -171,6 +173,7 @@ class Adapter(ABC):
     regions: ClassVar[str]
     saliency: ClassVar[str]
     limits: str = ""
+    line_ends: ClassVar[bool] = False
     late_features: tuple[str, str] | None = None
     both_ways: tuple[str, tuple[str, ...]] = ("token_type_ids", ("full_attention", "sliding_attention"))
     core: Any

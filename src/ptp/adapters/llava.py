@@ -2,7 +2,7 @@
 
 The thumbnail comes first in the prompt. The tokens of the tiles follow as one raster over all tiles, rows of the padding cut
 off and each row ended by a newline token; LLaVA-OneVision also shrinks the raster. Newlines (and the padding) are no visual
-tokens: they always stay, so that what is kept of a row is still seen to end there.
+tokens: they stay, so that what is kept of a row is still seen to end there (unless the method's `keep_structure` is off).
 """
 
 import math
@@ -47,6 +47,7 @@ class LlavaAdapter(Adapter):
     model_types = ("llava_next", "llava_onevision")
     regions = "tiles and thumbnail (OneVision, several pictures: whole)"
     saliency = "[CLS] / received"
+    line_ends = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.config = config = model.config

@@ -16,7 +16,7 @@ REFUSED: dict[str, str] = {
     "mllama": _CROSS,
     "idefics": _CROSS,
     "pix2struct": _CROSS,
-    "florence2": "its language model is an encoder, which sees both ways, and a decoder: pictures are not prefilled into a KV cache",
+    "florence2": "its language model is an encoder, which sees both ways, and a decoder: no cache is prefilled with pictures",
     "fuyu": _ENCODERLESS.format("patches of pixels go straight into the language model"),
     "gemma4_unified": _ENCODERLESS.format("patches of pixels go straight into the language model"),
     "chameleon": _CODEBOOK,

@@ -15,8 +15,8 @@ from .text import TextModel
 class SmolVLMAdapter(Adapter):
     """SigLIP without [CLS]; tiles in raster order with the thumbnail last, each behind markers of its row and column.
 
-    The markers are text and always stay, also those of a tile that loses all of its tokens: they tell where the other
-    tiles are.
+    The markers are text and stay, also those of a tile that loses all of its tokens: they tell where the other tiles are.
+    (A method's `keep_structure` lets them leave.)
     """
 
     family = "SmolVLM / Idefics3"

@@ -70,6 +70,10 @@ class TextModel:
         """The name under which a layer finds the keys and values of an earlier one; None where it has its own."""
         return self.config.layer_types[layer] if self.shares_from is not None and layer >= self.shares_from else None
 
+    def last_norm(self, hidden: Tensor) -> Tensor:
+        """What the norm behind the last layer makes of hidden states (..., D)."""
+        return self.model.norm(hidden)
+
     def reach(self, layer: int) -> int | None:
         """Tokens that a layer sees, itself among them; None is all."""
         return self.window if self.window is not None and self.config.layer_types[layer] == "sliding_attention" else None

@@ -15,6 +15,7 @@ from ..evaluation.encoding import EncoderReader
 from ..pruner import Pruner
 from ..runtime import VisionRead
 from ..runtime.picture import Vision
+from ..runtime.structure import structure_of
 from ..runtime.vision import SIGNALS, picture_of, read_attention, resolve
 
 TEXT_BEFORE, QUESTION = 8, 32
@@ -60,6 +61,13 @@ class Prompt:
     def visual_tokens(self) -> int:
         """Visual tokens of the picture, N."""
         return self.span.layout.tokens
+
+    @property
+    def structure_tokens(self) -> int:
+        """Its line ends and tile markers."""
+        spare = self.adapter.visual_tokens(self.ids.cpu())[0]
+        spare[self.span.positions.cpu()] = False
+        return len(structure_of(self.span, spare, self.adapter.line_ends).places)
 
     def whole(self) -> dict[str, Any]:
         """What the model is called with: the ids and the encoded picture."""

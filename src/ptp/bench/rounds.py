@@ -32,6 +32,7 @@ class Row:
     Attributes:
         method: Its name. keep_ratio: What was asked for.
         visual_tokens: After the last stage. average_tokens: Averaged over the language model's layers.
+        structure_tokens: Line ends and tile markers after the last stage.
         encode: The vision encoder, with what the method reads there.
         select: Scoring and selection, in the encoder and in the language model; None where nothing is selected.
         prefill: The language model's, selection included.
@@ -48,6 +49,7 @@ class Row:
     keep_ratio: float
     visual_tokens: int
     average_tokens: float
+    structure_tokens: int
     encode: Timing
     select: Timing | None
     prefill: Timing
@@ -94,6 +96,7 @@ class Contender:
         pruner: None prunes nothing.
         inputs: What the model is called with.
         tokens: Visual tokens that each language-model layer works on; of a method, once it has run.
+        structure: Line ends and tile markers after the last stage, likewise.
         positions: Where the output tokens go; None lets the model count.
         naive: Eager attention, all maps handed out.
     """
@@ -103,6 +106,7 @@ class Contender:
     pruner: Stopwatch | None
     inputs: dict[str, Any]
     tokens: tuple[int, ...] = ()
+    structure: int = 0
     positions: int | None = None
     naive: bool = False
     flops: int = 0
@@ -123,23 +127,23 @@ class Contest:
     def __init__(self, prompt: Prompt, new_tokens: int) -> None:
         self.prompt, self.new_tokens = prompt, new_tokens
         self.model, self.device = prompt.model, prompt.model.device
-        self.layers = len(prompt.adapter.layers)
+        self.layers, self.structure = len(prompt.adapter.layers), prompt.structure_tokens
 
     def full(self, naive: bool = False) -> Contender:
         """All tokens."""
         tokens = (self.prompt.visual_tokens,) * self.layers
-        return Contender(FULL + NAIVE * naive, 1.0, None, self.prompt.whole(), tokens, naive=naive)
+        return Contender(FULL + NAIVE * naive, 1.0, None, self.prompt.whole(), tokens, self.structure, naive=naive)
 
     def pruned(self, variant: Variant, keep_ratio: float, told: float, naive: bool = False) -> Contender:
         """A method at `keep_ratio`, for which it is told to keep `told`."""
         inner = variant.pruner(told)
-        pruner = Stopwatch(inner=inner, window=inner.window, device=self.device)
+        pruner = Stopwatch(inner=inner, device=self.device, window=inner.window, keep_structure=inner.keep_structure)
         return Contender(variant.name + NAIVE * naive, keep_ratio, pruner, self.prompt.whole(), naive=naive)
 
     def limit(self, count: int) -> Contender:
         """The model fed `count` visual tokens from the start."""
         share, after = count / self.prompt.visual_tokens, int(self.prompt.positions.max()) + 1
-        return Contender(LIMIT, share, None, self.prompt.fed(count), (count,) * self.layers, after)
+        return Contender(LIMIT, share, None, self.prompt.fed(count), (count,) * self.layers, self.structure, after)
 
     @contextlib.contextmanager
     def ready(self, contender: Contender) -> Iterator[None]:
@@ -155,6 +159,7 @@ class Contest:
                 self.model.set_attn_implementation(usual)
             if handle is not None:
                 contender.tokens = handle.trace.layer_tokens or contender.tokens
+                contender.structure = handle.trace.structure_tokens[1]
                 handle.remove()
 
     def run(self, contender: Contender) -> Any:
@@ -234,6 +239,7 @@ class Contest:
             keep_ratio=contender.keep_ratio,
             visual_tokens=contender.tokens[-1],
             average_tokens=statistics.mean(contender.tokens),
+            structure_tokens=contender.structure,
             encode=encoders[self.read_by(contender)],
             select=select,
             prefill=timing(contender.prefill),

@@ -137,6 +137,7 @@ def _choose(adapter: Adapter, pruner: Pruner, signals: Signals) -> None:
     prefill = _prefill(Setup(adapter, pruner, reads, None, stages), signals)
     prefill.see([look(adapter, reads.vision, signals)])
     hidden, text = signals.hidden, TextReader(adapter, reads.probe)
+    prefill.inputs = hidden if reads.inputs else None
     for stage in stages:
         places = prefill.remaining.places
         prefill.captured = _captured(adapter, prefill, stage.layer, hidden)

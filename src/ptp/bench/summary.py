@@ -7,11 +7,12 @@ from .rounds import FULL, LIMIT, NAIVE, Row
 from .selection_cost import Cost, exponent
 
 HEADS = {
-    "prefill": ["method", "keep", "tokens", "average", "prefill", "speed-up", "/ limit", "/ bound"],
+    "prefill": ["method", "keep", "tokens", "average", "structure", "prefill", "speed-up", "/ limit", "/ bound"],
     "costs": ["method", "keep", "encode", "select", "per token", "TFLOP", "peak MiB", "KV MiB"],
 }
 NOTES = """Times in milliseconds, medians of interleaved rounds (of the prefill: and half its interquartile range). `tokens`:
-visual tokens after the last stage; `average`: averaged over the language model's layers. `encode`: the vision encoder, with
+visual tokens after the last stage; `average`: averaged over the language model's layers; `structure`: line ends and tile
+markers beside them, which the limits keep, too. `encode`: the vision encoder, with
 what the method reads there; `select`: scoring and selection; `prefill`: of the language model, with what is scored and
 selected in it; `per token`: each output token. `speed-up` of the prefill, scoring in the encoder counted against it.
 `/ limit`: ours over the model fed only the tokens of the last stage, chosen for free; `/ bound`: over the mean over layers of
@@ -31,7 +32,7 @@ def _name(row: Row) -> list[str]:
 def _prefill(row: Row) -> list[str]:
     spread = f"{_ms(row.prefill.median)} ±{50 * (row.prefill.high - row.prefill.low) / row.prefill.median:.0f} %"
     ratios = ["", ""] if row.method in (FULL, LIMIT) else [f"{row.over_limit:.3f}", f"{row.over_bound:.3f}"]
-    tokens = [f"{row.visual_tokens:,}", f"{row.average_tokens:,.0f}"]
+    tokens = [f"{row.visual_tokens:,}", f"{row.average_tokens:,.0f}", f"{row.structure_tokens:,}"]
     return [*_name(row), *tokens, spread, f"{row.speed_up:.2f}x", *ratios]
 
 

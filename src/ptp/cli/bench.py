@@ -82,7 +82,8 @@ def bench(
             growing = progress.add_task("Selection", total=len(variants) * len(TILE_COUNTS))
             costs = selection_costs(built, variants, ratios[0], TILE_COUNTS, lambda: progress.advance(growing))
     size = sum(parameter.numel() for parameter in built.parameters())
-    title = f"{name}, {size / 1e6:,.0f} M parameters, {prompt.visual_tokens:,} visual tokens, {rounds} rounds, medians in ms"
+    tokens = f"{prompt.visual_tokens:,} visual tokens, {prompt.structure_tokens:,} line ends and tile markers"
+    title = f"{name}, {size / 1e6:,.0f} M parameters, {tokens}, {rounds} rounds, medians in ms"
     console.print(title, highlight=False)
     for kind, lines in tables(rows).items():
         table = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)

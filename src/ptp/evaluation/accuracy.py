@@ -30,6 +30,7 @@ class Cell:
         evidence: Mean share of the evidence's visual tokens kept (tiles only); None where no picture has evidence.
         kept, total: Visual tokens after and before, summed.
         average: Visual tokens averaged over the language model's layers, summed.
+        structure: Line ends and tile markers after the last stage, summed.
         seconds: Time it took, encoding of the pictures not counted.
     """
 
@@ -42,6 +43,7 @@ class Cell:
     kept: int = 0
     average: float = 0.0
     total: int = 0
+    structure: int = 0
     seconds: float = 0.0
 
     @property
@@ -104,6 +106,7 @@ class Examiner:
             texts = self.processor.batch_decode(ids[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
             kept: list[ImageTrace | None] = list(trace.images) if trace else [None] * len(batch)
             cell.kept += trace.visual_tokens[1] if trace else self._visual_tokens(prompt)
+            cell.structure += trace.structure_tokens[1] if trace else 0
             cell.average += trace.average_tokens if trace else self._visual_tokens(prompt)
             cell.total += self._visual_tokens(self._prompt(index, cell.task))
             for sample, text, image in zip(batch, texts, kept, strict=True):

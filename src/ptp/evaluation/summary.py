@@ -58,7 +58,8 @@ def rows(cells: Sequence[Cell], tasks: Sequence[str]) -> list[dict[str, Any]]:
     """One row per method and ratio whose cells are all there.
 
     Accuracy (with interval) and evidence kept per task, their mean relative to full (with paired interval), the share of
-    visual tokens kept, after the last stage and averaged over layers, and seconds per answer. The row "majority" says how
+    visual tokens kept, after the last stage and averaged over layers, line ends and tile markers left per picture, and seconds
+    per answer. The row "majority" says how
     far always giving the most frequent answer gets, "blank" what the model guesses without seeing the picture.
     """
     by_key = {cell.key: cell for cell in cells}
@@ -80,6 +81,7 @@ def rows(cells: Sequence[Cell], tasks: Sequence[str]) -> list[dict[str, Any]]:
                 "keep_ratio": keep,
                 "kept": sum(cell.kept for cell in chosen) / sum(cell.total for cell in chosen),
                 "average": sum(cell.average for cell in chosen) / sum(cell.total for cell in chosen),
+                "structure": sum(cell.structure for cell in chosen) / sum(len(cell.right) for cell in chosen),
                 "accuracy": {cell.task: float(np.mean(cell.right)) for cell in chosen},
                 "interval": {cell.task: wilson(cell.right) for cell in chosen},
                 "mean": float(np.mean([cell.right for cell in chosen])),
@@ -105,7 +107,9 @@ def mean_evidence(row: dict[str, Any]) -> float | None:
 
 def overview(table: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Lines of text, headings first: tokens kept, mean accuracy, evidence kept, time."""
-    lines = [["method", "keep", "kept", "average", "mean / full", "evidence kept", "ms / answer"]]
+    beside = any(row["structure"] for row in table)  # line ends and tile markers: some families have none
+    extra = ["structure"] if beside else []
+    lines = [["method", "keep", "kept", "average", *extra, "mean / full", "evidence kept", "ms / answer"]]
     for row in table:
         low, high = row["relative_interval"]
         evidence = mean_evidence(row)
@@ -114,6 +118,7 @@ def overview(table: Sequence[dict[str, Any]]) -> list[list[str]]:
                 *_name(row),
                 f"{100 * row['kept']:.1f} %" if row["kept"] else "",
                 f"{100 * row['average']:.1f} %" if row["average"] else "",
+                *([f"{row['structure']:.1f}" if row["structure"] else ""] if beside else []),
                 f"{100 * row['relative']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]",
                 "" if evidence is None else f"{evidence:.2f}",
                 f"{1000 * row['seconds_per_answer']:.1f}" if row["seconds_per_answer"] else "",
@@ -146,7 +151,8 @@ def markdown(table: Sequence[dict[str, Any]], tasks: Sequence[str]) -> str:
     return "\n\n".join(
         [
             lines(overview(table)),
-            "`kept`: visual tokens after the last stage; `average`: averaged over the language model's layers. Mean accuracy "
+            "`kept`: visual tokens after the last stage; `average`: averaged over the language model's layers; "
+            "`structure`: line ends and tile markers beside them, per picture, where a model has any. Mean accuracy "
             "relative to full tokens with a 95 % interval (paired bootstrap over pictures); share of the evidence's tokens "
             "kept (tiles only); milliseconds per answer without the vision encoder. `blank`: all tokens of a blank picture; "
             "`majority`: always the most frequent answer.",

@@ -2,6 +2,7 @@
 
 from ..pruner import Pruner
 from .cdpruner import CDPruner
+from .cdpruner_picture import CDPrunerPicture
 from .dart import DARTPruner
 from .deft import DeFTPruner
 from .divprune import DivPrunePruner
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Pruner]] = {
     "pyramiddrop": PyramidDropPruner,
     "sparsevlm": SparseVLMPruner,
     "cdpruner": CDPruner,
+    "cdpruner_picture": CDPrunerPicture,
     "deft": DeFTPruner,
     "prumerge": PruMergePruner,
 }

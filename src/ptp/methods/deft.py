@@ -2,46 +2,50 @@
 
 from dataclasses import dataclass
 
-from ..pruner import Stage
+from ..pruner import Pruner, Stage
 from ..runtime import Picture, Reads, TextProbe, VisionRead
-from ..selection import Selection, even_budgets, keep_best, keep_best_among, total_budget
-from .layers import ReadsVisionLayer
+from ..selection import Selection, check_share, keep_best_among
+from .layers import check_layer
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeFTPruner(ReadsVisionLayer):
-    """Two stages: by [CLS] attention before the language model, with a reserve; by the instruction at half depth.
+class DeFTPruner(Pruner):
+    """Two stages: by the encoder's attention before the language model, with a reserve; by that of all text at half depth.
 
-    Our reading of the published description, no code being available: the first stage keeps `1 + reserve` times
-    `keep_ratio` by [CLS] attention, tile by tile; the second keeps `keep_ratio` of the picture by the strongest attention
-    of any instruction token, averaged over heads.
+    Rule (docs/METHOD.md, and `install_policy` in src/deft/runtime.py, of github kmc3661/DeFT): of N tokens K = max(1, round(
+    keep_ratio N)) are wanted. The first stage keeps min(N, K + ceil(reserve (N - K))) by [CLS] attention, whatever their tile;
+    without [CLS] by the attention that a patch receives in the last block but one. At the
+    input of layer D // 2 of D the best K stay by the attention of layer D // 2 - 1, averaged over heads and over all text of
+    the prompt, system and template included.
+
+    Deviations: a large tile's received attention is that of 64 patches (`scoring.received_attention`), theirs of all. Theirs
+    runs without a KV cache, ours compacts it.
 
     Attributes:
-        reserve: Tokens that the second stage may choose from, beyond those it keeps, as a share of these.
+        reserve: Their alpha: the share of the tokens beyond K that the second stage may choose from.
+        vision_layer: Vision layer whose attention is read; None is theirs, as above.
     """
 
-    reserve: float = 0.5
+    reserve: float = 0.2
+    vision_layer: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.reserve < float("inf"):
-            raise ValueError(
-                f"reserve must be a non-negative number, got {self.reserve}. 0.5 keeps half as many more at first."
-            )
+        check_share("reserve", self.reserve)
+        if self.vision_layer is not None:
+            check_layer("vision_layer", self.vision_layer)
 
     def stages(self, layers: int) -> tuple[Stage, ...]:
-        first = Stage(0, min(1.0, (1 + self.reserve) * self.keep_ratio))
-        return (first, Stage(layers // 2, self.keep_ratio)) if layers > 1 else (first,)
+        first = Stage(0, self.keep_ratio, self.reserve)
+        return (first, Stage(layers // 2, self.keep_ratio)) if layers > 1 else (Stage(0, self.keep_ratio),)
 
     def reads(self, vision_depth: int) -> Reads:
-        return Reads(vision=(VisionRead(self.vision_layer),), probe=TextProbe("instruction"))
+        penultimate = -min(2, vision_depth)
+        theirs = VisionRead(-1, layer_without_cls=penultimate)
+        read = theirs if self.vision_layer is None else VisionRead(self.vision_layer)
+        return Reads(vision=(read,), probe=TextProbe("all", reduce="mean"))
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
-        total = total_budget(stage.keep_ratio, picture.tokens)
-        if stage.layer == 0:
-            name, scores = "token", picture.saliency
-            kept = keep_best(scores, picture.sizes, even_budgets(picture.sizes, total))
-        else:
-            name, scores = "instruction", picture.text_attention
-            kept = keep_best_among(scores, picture.alive, total)
+        name, scores = ("token", picture.saliency) if stage.layer == 0 else ("instruction", picture.text_attention)
+        kept = keep_best_among(scores, picture.alive, stage.budget(picture.tokens))
         return Selection(kept, picture.count_per_tile(kept), {name: scores} if self.record_scores else {})

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from ..pruner import Stage
 from ..runtime import Picture, Reads, TextProbe
-from ..selection import Selection, keep_best, total_budget
+from ..selection import Selection, keep_best
 from .layers import PrunesAtLayer
 
 
@@ -12,8 +12,9 @@ from .layers import PrunesAtLayer
 class FastVPruner(PrunesAtLayer):
     """Keeps the visual tokens that get most attention in the layer below `prune_layer`.
 
-    Rule (section 4): after layer K, rank by attention received, averaged over heads, and drop the lowest. As in the
-    authors' code the attention is that of the prompt's last token; the paper's text averages over all tokens.
+    Rule (section 4; `LlamaModel.forward` in src/transformers/src/transformers/models/llama/fastv_forward.py of github
+    pkunlp-icler/FastV): after layer K, rank by the attention of the prompt's last token, averaged over heads, and keep the
+    best. The paper's text averages over all tokens; its code, and this, take the last.
 
     Attributes:
         prune_layer: K; the paper recommends 2.
@@ -26,5 +27,5 @@ class FastVPruner(PrunesAtLayer):
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
         scores = picture.text_attention
-        kept = keep_best(scores, [picture.tokens], [total_budget(stage.keep_ratio, picture.tokens)])
+        kept = keep_best(scores, [picture.tokens], [stage.budget(picture.tokens)])
         return Selection(kept, picture.count_per_tile(kept), {"instruction": scores} if self.record_scores else {})

@@ -19,7 +19,7 @@ class PrunesAtLayer(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_layer("prune_layer", self.prune_layer, lowest=0)
+        check_layer("prune_layer", self.prune_layer, lowest=0)
 
     def stages(self, layers: int) -> tuple[Stage, ...]:
         return (Stage(self.prune_layer, self.keep_ratio),)
@@ -37,12 +37,13 @@ class ReadsVisionLayer(Pruner):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_layer("vision_layer", self.vision_layer)
+        check_layer("vision_layer", self.vision_layer)
 
     def reads(self, vision_depth: int) -> Reads:
         return Reads(vision=(VisionRead(self.vision_layer),))
 
 
-def _check_layer(name: str, value: Any, lowest: float = float("-inf")) -> None:
+def check_layer(name: str, value: Any, lowest: float = float("-inf")) -> None:
+    """Raise ValueError unless the setting `name` is a layer number, `lowest` at least."""
     if not isinstance(value, int) or value < lowest:
         raise ValueError(f"{name} must be a layer number, got {value!r}. Layers count from 0.")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ..pruner import Stage
-from ..runtime import Picture
+from ..runtime import Picture, Reads, VisionRead
 from ..selection import Selection, averages, check_share, even_budgets, keep_best, total_budget
 from .layers import ReadsVisionLayer
 
@@ -15,14 +15,19 @@ from .layers import ReadsVisionLayer
 class VisionZipPruner(ReadsVisionLayer):
     """Each tile keeps the tokens that [CLS] attends to most and merges the others into evenly spaced ones.
 
-    Rule (section 3): dominant tokens by [CLS] attention; of the remaining ones, evenly spaced targets; every other
-    remaining token is assigned to the target most similar to it and averaged into it. Before the language model.
+    Rule (section 3; `CLIPVisionTower_VisionZip.forward` of visionzip/clip_encoder.py in github dvlab-research/VisionZip at
+    3151f6d): dominant tokens by [CLS] attention in the layer that feeds the projector. Of the M tokens left every M // c-th is
+    a target, from the first on, c in all. Every other one is assigned to the target with the most similar key (cosine; the
+    same layer, mean over heads), and a target becomes **itself plus the mean** of what is assigned to it. 54 dominant and 10
+    contextual of 64, and the same proportion of other budgets. Before the language model.
 
-    Deviations: the similarity is that of the visual tokens after the projector, not of the encoder's keys, which
-    belong to patches that the projector has joined; a target is averaged with its tokens, all alike.
+    Deviations: in the authors' code [CLS] itself is one of the 54: it has no place in the picture, and a model's layout none
+    for it, so its share goes to one more patch. They merge before the projector, we after it, where patches may be joined (keys
+    and attention are then their means); their tokens go on dominant first, ours in the picture's order at their own positions.
+    A tile that keeps two tokens or more has at least one contextual one (rounding gives none below four).
 
     Attributes:
-        contextual: Share of the kept tokens that are contextual (the paper: 10 of 64).
+        contextual: Share of the kept tokens that are contextual. 0 merges nothing.
     """
 
     contextual: float = 10 / 64
@@ -31,20 +36,24 @@ class VisionZipPruner(ReadsVisionLayer):
         super().__post_init__()
         check_share("contextual", self.contextual)
 
+    def reads(self, vision_depth: int) -> Reads:
+        return Reads(vision=(VisionRead(self.vision_layer, keys=True),))
+
     def select(self, picture: Picture, stage: Stage) -> Selection:
-        scores = picture.saliency
-        budgets = even_budgets(picture.sizes, total_budget(stage.keep_ratio, picture.tokens))
-        targets = [round(self.contextual * budget) for budget in budgets]
-        dominant = keep_best(scores, picture.sizes, [b - c for b, c in zip(budgets, targets, strict=True)])
-        groups = torch.full((picture.tokens,), -1, device=scores.device)
-        groups[dominant] = dominant
-        features, start = F.normalize(picture.states, dim=-1), 0
-        for size, count in zip(picture.sizes, targets, strict=True):
-            rest = start + (groups[start : start + size] < 0).nonzero()[:, 0]
+        scores, sizes = picture.saliency, picture.sizes
+        budgets = even_budgets(sizes, total_budget(stage.keep_ratio, picture.tokens))
+        counts = [max(round(self.contextual * budget), int(self.contextual > 0 and budget > 1)) for budget in budgets]
+        left = torch.ones(picture.tokens, dtype=torch.bool, device=scores.device)
+        left[keep_best(scores, sizes, [budget - count for budget, count in zip(budgets, counts, strict=True)])] = False
+        into, keys, start = torch.full_like(left, -1, dtype=torch.long), F.normalize(picture.vision[0].keys, dim=-1), 0
+        for size, count in zip(sizes, counts, strict=True):
+            rest = start + left[start : start + size].nonzero()[:, 0]
             start += size
             if count:
-                target = rest[torch.arange(count, device=rest.device) * len(rest) // count]
-                groups[rest] = target[(features[rest] @ features[target].T).argmax(dim=1)]
-                groups[target] = target
-        kept = (groups == torch.arange(picture.tokens, device=groups.device)).nonzero()[:, 0]
-        return Selection(kept, budgets, {"token": scores} if self.record_scores else {}, averages(groups, kept))
+                targets = rest[:: len(rest) // count][:count]
+                into[rest] = targets[(keys[rest] @ keys[targets].T).argmax(dim=1)]
+                into[targets] = -1
+                left[targets] = False
+        kept = (~left).nonzero()[:, 0]
+        mix = averages(into, kept).scatter_add_(1, kept[:, None], torch.ones_like(kept[:, None], dtype=torch.float32))
+        return Selection(kept, budgets, {"token": scores} if self.record_scores else {}, mix)

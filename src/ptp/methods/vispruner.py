@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -11,21 +12,27 @@ from ..selection import Selection, check_share, even_budgets, total_budget
 from .layers import ReadsVisionLayer
 
 STEP = 8
-"""Duplicates removed at a time."""
+"""Duplicates that the authors remove at a time ..."""
+OF = 576
+"""... of so many tokens of a tile."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisPruner(ReadsVisionLayer):
     """Each tile keeps the tokens that [CLS] attends to most, and of the rest those unlike the others.
 
-    Rule (section 3): half of the budget by [CLS] attention. The others, best first, are dealt in turn to two sets; the
-    tokens of the first set most similar (cosine) to any of the second leave, at most eight at a time, and the sets are
-    dealt anew, until the other half of the budget is left. Before the language model.
+    Rule (section 3; `encode_images` of llava/model/llava_arch.py in github Theia-4869/VisPruner at aefa01a): half of the budget
+    by [CLS] attention in the layer that feeds the projector, the mean over heads. The others, most attended first, are dealt in
+    turn to two sets; the tokens of the first set most similar (cosine) to any of the second leave, a few at a time; then come
+    those that are left of the first set, **in the order of their similarity**, then the second set, and they are dealt anew,
+    until the other half of the budget is left. Before the language model.
 
-    Deviation: the features are the visual tokens after the projector, which joins the encoder's patches.
+    Deviations: the authors remove 8 at a time in tiles of 576; a step of 8 would be all that there is in a tile of 16, so it
+    is max(1, round(8 n / 576)) in one of n tokens. Theirs fails where a set has an odd number: here the first gets one more.
+    The features are the visual tokens after the projector, which may join the encoder's patches; theirs are before it.
 
     Attributes:
-        important: Share of the budget kept by attention.
+        important: Share of the budget kept by attention; the default is that of the authors' scripts.
     """
 
     important: float = 0.5
@@ -35,25 +42,33 @@ class VisPruner(ReadsVisionLayer):
         check_share("important", self.important)
 
     def select(self, picture: Picture, stage: Stage) -> Selection:
-        scores = picture.saliency
-        budgets = even_budgets(picture.sizes, total_budget(stage.keep_ratio, picture.tokens))
-        features, kept, start = F.normalize(picture.states, dim=-1), [], 0
-        for size, budget in zip(picture.sizes, budgets, strict=True):
-            order = start + scores[start : start + size].argsort(descending=True, stable=True)
-            start += size
-            first = int(self.important * budget)
-            kept += [*order[:first].tolist(), *distinct(features, order[first:], budget - first).tolist()]
+        scores, sizes = picture.saliency, picture.sizes
+        budgets = even_budgets(sizes, total_budget(stage.keep_ratio, picture.tokens))
+        states, kept, start = picture.states, list[int](), 0
+        exact = states.float() if states.device.type == "mps" else states.double()  # rounding changes what is dealt next
+        features = F.normalize(exact, dim=-1)
+        for paid, tile, budget in zip(scores.split(sizes), features.split(sizes), budgets, strict=True):
+            order, first = paid.argsort(descending=True, stable=True), int(self.important * budget)
+            rest = distinct(tile @ tile.T, order[first:], budget - first, max(1, round(STEP * len(tile) / OF)))
+            kept += [start + token for token in (*order[:first].tolist(), *rest.tolist())]
+            start += len(tile)
         chosen = picture.alive.new_tensor(sorted(kept))
         return Selection(chosen, budgets, {"token": scores} if self.record_scores else {})
 
 
-def distinct(features: Tensor, order: Tensor, count: int) -> Tensor:
-    """The `count` of the tokens `order` (best first) that are left when duplicates have left, in no order."""
-    while (extra := min(STEP, len(order) - count)) > 0:
+def distinct(likeness: Tensor, order: Tensor, count: int, step: int) -> Tensor:
+    """The `count` of some tokens that are left when duplicates have left.
+
+    Args:
+        likeness: (n, n) of the tile's tokens.
+        order: Indices of the tokens to choose from, as they are first dealt.
+        step: Duplicates that leave at a time.
+
+    Returns:
+        (count,) int64, in no order that means anything.
+    """
+    while count and (extra := min(step, len(order) - count)) > 0:
         first, second = order[::2], order[1::2]
-        if not len(second):  # a single token, and none wanted
-            return order[:count]
-        likeness = (features[first] @ features[second].T).amax(dim=1)
-        stays = likeness.argsort(descending=True, stable=True)[min(extra, len(first)) :].sort().values
-        order = first[stays].new_tensor([*first[stays].tolist(), *second.tolist()])
-    return order
+        most = likeness[first][:, second].amax(dim=1)
+        order = torch.cat([first[most.argsort(descending=True, stable=True)[extra:]], second])
+    return order[:count]

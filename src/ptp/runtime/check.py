@@ -5,26 +5,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..selection import Selection, total_budget
+from ..selection import Selection
 from .picture import Picture
 
 
-def check_selection(selection: Any, picture: Picture, keep_ratio: float, method: Any) -> Selection:
+def check_selection(selection: Any, picture: Picture, budget: int, method: Any) -> Selection:
     """What `method` chose for one picture.
 
     Args:
-        keep_ratio: The stage's.
+        budget: Tokens that the stage keeps; fewer where earlier stages left fewer.
 
     Raises:
         ValueError: it is no selection of the picture's tokens; the message has the rule, the value and the method's name.
     """
-    problem = _problem(selection, picture, keep_ratio)
+    problem = _problem(selection, picture, budget)
     if problem:
         raise ValueError(f"{type(method).__name__}.select: {problem}")
     return selection
 
 
-def _problem(selection: Any, picture: Picture, keep_ratio: float) -> str | None:
+def _problem(selection: Any, picture: Picture, budget: int) -> str | None:
     if not isinstance(selection, Selection):
         return f"must return a Selection, got {type(selection).__name__}. Return Selection(kept, budgets)."
     kept = selection.kept
@@ -34,11 +34,11 @@ def _problem(selection: Any, picture: Picture, keep_ratio: float) -> str | None:
             f"kept must be (K,) int64 indices into the picture's visual tokens, got {found}. Of a mask, mask.nonzero()[:, 0]."
         )
     kept, alive = kept.cpu(), picture.alive.cpu()
-    wanted = min(total_budget(keep_ratio, picture.tokens), len(alive))
+    wanted = min(budget, len(alive))
     if len(kept) != wanted:
         return (
-            f"kept must be {wanted} tokens (the stage's keep_ratio {keep_ratio:g} of {picture.tokens}), got {len(kept)}. "
-            "ptp.selection.total_budget tells how many."
+            f"kept must be {wanted} tokens (the stage's budget of {picture.tokens}), got {len(kept)}. "
+            "stage.budget(picture.tokens) tells how many."
         )
     if bool((kept.diff() <= 0).any()):
         return f"kept must ascend and hold no index twice, got {_shown(kept)}. Sort it: kept.sort().values."

@@ -49,7 +49,7 @@ class Engine:
         handles.append(language.register_forward_pre_hook(Hook(self._enter_language), with_kwargs=True))
         handles.append(language.register_forward_hook(Hook(self._leave_language)))
         handles.extend(self.vision.attach())
-        first = self.setup.stages[0].layer
+        first = 0 if self.setup.reads.inputs else self.setup.stages[0].layer
         for number, layer in enumerate(self.adapter.layers):
             if number >= first:
                 handles.append(layer.register_forward_pre_hook(Hook(self._enter_layer(number)), with_kwargs=True))
@@ -144,6 +144,8 @@ class Engine:
             hidden, remaining = args[0] if args else kwargs["hidden_states"], prefill.remaining
             prefill.cache = kwargs.get("past_key_values")  # where the caller passed none, the model has made one
             prefill.shared = kwargs.get("shared_kv_states")
+            if number == 0 and self.setup.reads.inputs:
+                prefill.inputs = hidden
             if stage is not None:
                 embeddings, positions = map(remaining.shorten, (kwargs["position_embeddings"], kwargs.get("position_ids")))
                 pictures = self.text.readable(prefill, number, hidden, embeddings, positions)

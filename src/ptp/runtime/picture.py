@@ -71,12 +71,28 @@ class Readings(Protocol):
         """(N', D) hidden states of the tokens alive, at the input of the stage's layer."""
         ...
 
+    def normed(self, states: Tensor) -> Tensor:
+        """What the norm behind the last layer makes of hidden states."""
+        ...
+
     def keys(self) -> Tensor:
-        """(N', heads * width) keys of the tokens alive in the stage's layer, before rotary positions."""
+        """(N', heads * width) keys of the tokens alive, of the layer and in the form that the probe compares."""
+        ...
+
+    def text_keys(self) -> Tensor:
+        """(R, heads * width) keys of the probe's text tokens, likewise."""
         ...
 
     def text_states(self) -> Tensor:
         """(R, D) hidden states of the probe's text tokens, at the input of the stage's layer."""
+        ...
+
+    def inputs(self) -> Tensor:
+        """(N, D) of all visual tokens, at the input of the first layer."""
+        ...
+
+    def text_inputs(self) -> Tensor:
+        """(R, D) of the probe's text tokens, at the input of the first layer."""
         ...
 
     def text_attention(self, rows: Tensor | None) -> Tensor:
@@ -144,13 +160,33 @@ class Picture:
 
     @property
     def keys(self) -> Tensor:
-        """(N', heads * width) float32 keys of the tokens alive in the stage's layer, before rotary positions."""
+        """(N', heads * width) float32 keys of the tokens alive, of the layer that the probe names, with rotary positions
+        (counted from the prompt's first token) or without as it says; without a probe of the stage's layer, before them."""
         return self._readings.keys().float()
+
+    @property
+    def text_keys(self) -> Tensor:
+        """(R, heads * width) float32 keys of the probe's text tokens, likewise."""
+        return self._readings.text_keys().float()
+
+    def normed(self, states: Tensor) -> Tensor:
+        """(..., D) float32: what the norm behind the language model's last layer makes of hidden states (..., D)."""
+        return self._readings.normed(states).float()
 
     @property
     def text_states(self) -> Tensor:
         """(R, D) float32 hidden states of the probe's text tokens, at the input of the stage's layer."""
         return self._readings.text_states().float()
+
+    @property
+    def inputs(self) -> Tensor:
+        """(N, D) float32 of all its visual tokens, at the input of the language model's first layer."""
+        return self._readings.inputs().float()
+
+    @property
+    def text_inputs(self) -> Tensor:
+        """(R, D) float32 of the probe's text tokens, at the input of the language model's first layer."""
+        return self._readings.text_inputs().float()
 
     @property
     def text_attention(self) -> Tensor:

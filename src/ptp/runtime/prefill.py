@@ -5,7 +5,7 @@ Its life: `begin` (what came in, which text scores), `see` (what was encoded), `
 """
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from .incoming import Held, Incoming
 from .picture import Picture, Vision
 from .reads import Reads
 from .remaining import Remaining
+from .structure import Structure, structure_of
 from .trace import ImageTrace, PrefillTrace
 
 
@@ -35,6 +36,7 @@ class StageLike(Protocol):
     def layer(self) -> int: ...
     @property
     def keep_ratio(self) -> float: ...
+    def budget(self, tokens: int) -> int: ...
 
 
 class Method(Protocol):
@@ -42,6 +44,8 @@ class Method(Protocol):
 
     @property
     def window(self) -> int: ...
+    @property
+    def keep_structure(self) -> bool: ...
     def select(self, picture: Picture, stage: Any) -> Selection: ...
 
 
@@ -74,8 +78,9 @@ class Prefill:
         shared: Keys and values of earlier layers that later ones look at, (keys, values) by name; None without such.
         last: How many of the last tokens are wanted of the language model, where it is told; 0 is all.
         remaining: Which of the new tokens are left.
-        spans, pictures: Where the pictures are, and what may be read of them.
+        spans, pictures: Where the pictures are, and what may be read of them. structures: Their line ends and tile markers.
         captured: Outputs of projections in the layer below the next stage.
+        inputs: (B, S, D) what the first layer was given, where it is read later.
         late: Mask (B, S) and features of DeepStack, which the runtime adds in the model's place.
         selections: Of the newest stage. layer_tokens: Visual tokens that each layer works on.
         contexts: What ends with the prefill.
@@ -94,7 +99,9 @@ class Prefill:
     visions: dict[str, Vision] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
+    structures: list[Structure] = field(default_factory=list)
     captured: dict[Part, Tensor] = field(default_factory=dict)
+    inputs: Tensor | None = None
     late: tuple[Tensor, Sequence[Tensor]] | None = None
     shared: Any = None
     last: int = 0
@@ -121,6 +128,10 @@ class Prefill:
     def see(self, found: Sequence[tuple[Span, Picture]]) -> None:
         """Take in the pictures, batch row by batch row and in prompt order."""
         self.spans, self.pictures = [span for span, _ in found], [picture for _, picture in found]
+        spare, follow = self.setup.adapter.visual_tokens(self.input_ids.cpu()), self.setup.adapter.line_ends
+        for span in self.spans:
+            spare[span.row, span.positions.cpu()] = False
+        self.structures = [structure_of(span, spare[span.row], follow) for span in self.spans]
 
     def wants_last(self, tokens: int) -> bool:
         """Take in that only the last tokens are wanted of the language model (0: all), and say whether it must not know.
@@ -149,14 +160,16 @@ class Prefill:
             (B, S'', D) of those that stay.
         """
         method = self.setup.method
-        self.selections = [check_selection(method.select(p, stage), p, stage.keep_ratio, method) for p in pictures]
+        self.selections = [check_selection(method.select(p, stage), p, stage.budget(p.tokens), method) for p in pictures]
         self._count(stage.layer)
         stays, slots, merged = self.is_token.clone(), self.remaining.slots(), hidden
-        for span, selection, picture in zip(self.spans, self.selections, self.pictures, strict=True):
+        for span, structure, selection, picture in self._each():
             places = span.positions.to(stays.device)
             kept = places[selection.kept.to(places.device)]
             stays[span.row, places] = False
             stays[span.row, kept] = True
+            if not method.keep_structure:
+                stays[span.row, structure.leave(selection.kept, stage.layer, self.asked[span.row]).to(places.device)] = False
             if selection.mix is not None:
                 sources = slots[span.row, places[picture.alive.to(places.device)]]
                 mix = selection.mix[:, picture.alive.to(selection.mix.device)]
@@ -167,6 +180,9 @@ class Prefill:
             return hidden  # the model runs exactly as it would alone: nothing is merged either
         compact_cache(self.cache, self.shared, stage.layer, self.held.valid.shape[1], left)
         return take(merged, left, dim=1)
+
+    def _each(self) -> Iterator[tuple[Span, Structure, Selection, Picture]]:
+        return zip(self.spans, self.structures, self.selections, self.pictures, strict=True)
 
     def _count(self, layer: int) -> None:
         before = sum(span.layout.tokens for span in self.spans)
@@ -213,17 +229,19 @@ class Prefill:
     def trace(self, cache: Cache | None) -> PrefillTrace:
         """What happened, for whoever asks."""
         images = []
-        for span, selection in zip(self.spans, self.selections, strict=True):
+        for span, structure, selection, _ in self._each():
             scores = {name: score.detach().float().cpu() for name, score in selection.scores.items()}
             positions = self.held.seen + span.positions
             text = self._instruction(span.row)
-            images.append(ImageTrace(span.row, span.layout, selection.budgets, selection.kept.cpu(), positions, scores, text))
+            markers, kept = (self.held.seen + structure.places, structure.left), selection.kept.cpu()
+            images.append(ImageTrace(span.row, span.layout, selection.budgets, kept, positions, scores, text, *markers))
         seen = self.held.seen + self.input_ids.shape[1]
         left = self.held.valid.shape[1] + self.remaining.places.shape[1]
         size = cache_bytes(cache)
         return PrefillTrace(
             images=images,
             visual_tokens=(sum(image.num_tokens for image in images), sum(len(image.kept) for image in images)),
+            structure_tokens=(sum(len(i.structure) for i in images), sum(len(i.structure_kept) for i in images)),
             layer_tokens=self.layer_tokens,
             sequence_length=(seen, left),
             cache_bytes=(size // left * seen, size),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-AttentionKind = Literal["either", "cls", "received"]
+AttentionKind = Literal["either", "cls", "received", "logits"]
 
 
 @dataclass(frozen=True)
@@ -13,13 +13,16 @@ class VisionRead:
     Attributes:
         layer: Counted from 0; negative counts from the last that feeds the language model.
         attention: "cls": what [CLS] pays each patch; "received": what a patch receives from the patches of its tile, on
-            average; "either": the first where the encoder has [CLS], the second where it has none; None: not read.
+            average; "either": the first where the encoder has [CLS], the second where it has none; "logits": the same before
+            softmax, of either sign; None: not read. All are means over heads.
         keys: Whether the layer's keys are read, too.
+        layer_without_cls: The layer where the encoder has no [CLS], if another than `layer`; None is `layer`.
     """
 
     layer: int = -1
     attention: AttentionKind | None = "either"
     keys: bool = False
+    layer_without_cls: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ class Reads:
     Attributes:
         vision: Layers of the encoder; `picture.vision` has them in this order.
         probe: What `picture.text_attention` and `picture.text_states` are of; None reads no text.
+        inputs: Whether what the language model was given is read at later stages, too: `picture.inputs`, `picture.text_inputs`.
     """
 
     vision: tuple[VisionRead, ...] = ()
     probe: TextProbe | None = None
+    inputs: bool = False

@@ -62,6 +62,22 @@ class AtStage:
         valid[row, self.prefill.asked_valid[row]] = chosen.to(valid.device)
         return self._score(valid, slice(row, row + 1))[0]
 
+    def keys(self, row: int, slots: Tensor) -> Tensor:
+        """(n, heads * width) the keys that the probe compares, of the tokens in some slots (n,) of a batch row.
+
+        Rotary positions are counted from the row's first token, so that padding changes no key.
+        """
+        assert self.probe is not None
+        keys, remaining, text = self._compared[1], self.prefill.remaining, self.adapter.text
+        keys = keys[row : row + 1, :, keys.shape[2] - remaining.places.shape[1] + slots]
+        if self.probe.rotary:
+            first = remaining.valid[row].int().argmax()
+            turns = text.positions(self.source, self.embeddings, self.hidden, self.positions)
+            cos, sin = (part[min(row, len(part) - 1), first][None, None] for part in turns)
+            length = (cos.square() + sin.square()).sqrt()  # models that see far scale both
+            keys = text.rotate(keys, cos / length, -sin / length)
+        return keys[0].transpose(0, 1).flatten(1)
+
     def _score(self, valid: Tensor, rows: slice) -> Tensor:
         """Attention (.., S) in some batch rows, from the True ones of the probed text tokens (B, R); softmax over all seen."""
         assert self.probe is not None
@@ -138,26 +154,60 @@ class PictureReadings:
         hidden, positions = self.stage.hidden, self.span.positions
         if not self.stage.prefill.remaining.shorter and bool((positions.diff() == 1).all()):  # all there, in order: no copy
             return hidden[self.span.row, int(positions[0]) : int(positions[-1]) + 1]
-        places = positions.to(hidden.device)[self.alive.to(hidden.device)]
-        return hidden[self.span.row, self.stage.slots[self.span.row, places]]
+        return hidden[self.span.row, self._slots()]
+
+    def _slots(self) -> Tensor:
+        """(N',) the slots of the tokens alive."""
+        device = self.stage.hidden.device
+        return self.stage.slots[self.span.row, self.span.positions.to(device)[self.alive.to(device)]]
+
+    def _asked(self) -> Tensor:
+        """(R,) the slots of the probed text tokens."""
+        row, prefill = self.span.row, self.stage.prefill
+        return self.stage.slots[row, prefill.asked_places[row, prefill.asked_valid[row]]]
+
+    def normed(self, states: Tensor) -> Tensor:
+        """What the norm behind the last layer makes of hidden states."""
+        return self.stage.adapter.text.last_norm(states)
 
     def keys(self) -> Tensor:
-        """(N', heads * width) keys of the tokens alive in the stage's layer, before rotary positions."""
-        text, layer, stage = self.stage.adapter.text, self.stage.layer, self.stage
+        """(N', heads * width) keys of the tokens alive that the probe compares; without one as `Picture.keys` says."""
+        if self.stage.probe is not None:
+            return self.stage.keys(self.span.row, self._slots())
+        text, layer, stage, row = self.stage.adapter.text, self.stage.layer, self.stage, self.span.row
         if (name := text.shared(layer)) is None:
             output = text.projection(layer, "k")(text.normed(layer, self.states()[None]))
             return text.heads(layer, output, "k").transpose(1, 2).flatten(2)[0]
-        row, device = self.span.row, stage.hidden.device
-        slots = stage.slots[row, self.span.positions.to(device)[self.alive.to(device)]]
+        slots = self._slots()
         cos, sin = (each.expand(len(stage.hidden), *each.shape[1:])[row : row + 1, slots] for each in stage.embeddings)
         keys = stage.prefill.shared[name][0][row : row + 1, :, stage.prefill.held.valid.shape[1] + slots]
         return text.rotate(keys, cos, -sin).transpose(1, 2).flatten(2)[0]  # turned back
 
+    def text_keys(self) -> Tensor:
+        """(R, heads * width) keys of the probed text tokens."""
+        self._need_probe()
+        return self.stage.keys(self.span.row, self._asked())
+
     def text_states(self) -> Tensor:
         """(R, D) hidden states of the probed text tokens."""
+        self._need_probe()
+        return self.stage.hidden[self.span.row, self._asked()]
+
+    def inputs(self) -> Tensor:
+        """(N, D) of all its visual tokens, at the input of the first layer."""
+        return self._first()[self.span.row, self.span.positions.to(self.stage.hidden.device)]
+
+    def text_inputs(self) -> Tensor:
+        """(R, D) of the probed text tokens, at the input of the first layer."""
         row, prefill = self.span.row, self.stage.prefill
         self._need_probe()
-        return self.stage.hidden[row, self.stage.slots[row, prefill.asked_places[row, prefill.asked_valid[row]]]]
+        return self._first()[row, prefill.asked_places[row, prefill.asked_valid[row]]]
+
+    def _first(self) -> Tensor:
+        """(B, S, D) what the first layer was given."""
+        if self.stage.prefill.inputs is None:
+            raise ValueError("No inputs were asked for. Return Reads(inputs=True) from the method's `reads`.")
+        return self.stage.prefill.inputs
 
     def text_attention(self, rows: Tensor | None) -> Tensor:
         """(N,) attention from the probed text tokens, or from some of them; zero for tokens that left."""

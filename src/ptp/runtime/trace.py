@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..adapters import Layout
@@ -22,6 +23,8 @@ class ImageTrace:
         positions: (N,) int64 positions of those N tokens in the unpruned sequence of its row, padding included.
         scores: Float32 maps: "region" (T,), "token", "instruction", "fused" (N,); empty where they were switched off.
         instruction: The text that was read as the user's; empty where the method reads none.
+        structure: (M,) int64 positions of its line ends and tile markers, which are no visual tokens.
+        structure_left: (M,) int64, the language-model layer at whose input each left; -1 where it stayed.
     """
 
     row: int
@@ -31,6 +34,13 @@ class ImageTrace:
     positions: Tensor
     scores: dict[str, Tensor] = field(default_factory=dict)
     instruction: str = ""
+    structure: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+    structure_left: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+
+    @property
+    def structure_kept(self) -> Tensor:
+        """(M',) int64 positions of the line ends and tile markers that stayed."""
+        return self.structure[self.structure_left < 0]
 
     @property
     def num_tokens(self) -> int:
@@ -63,6 +73,8 @@ class ImageTrace:
             "budgets": list(self.budgets),
             "kept": self.kept.tolist(),
             "positions": self.positions.tolist(),
+            "structure": self.structure.tolist(),
+            "structure_kept": self.structure_kept.tolist(),
             "scores": {name: [round(value, 6) for value in score.tolist()] for name, score in self.scores.items()},
         }
 
@@ -87,6 +99,7 @@ class PrefillTrace:
     Attributes:
         images: One `ImageTrace` per picture.
         visual_tokens: (before, after), summed over the batch.
+        structure_tokens: (before, after) of line ends and tile markers, summed over the batch.
         layer_tokens: Visual tokens that each language-model layer works on, summed over the batch.
         sequence_length: (before, after), the longest row.
         cache_bytes: (before, after) of the whole KV cache after prefill, padding included.
@@ -94,6 +107,7 @@ class PrefillTrace:
 
     images: Sequence[ImageTrace] = ()
     visual_tokens: tuple[int, int] = (0, 0)
+    structure_tokens: tuple[int, int] = (0, 0)
     layer_tokens: tuple[int, ...] = ()
     sequence_length: tuple[int, int] = (0, 0)
     cache_bytes: tuple[int, int] = (0, 0)
@@ -107,6 +121,7 @@ class PrefillTrace:
         """Plain numbers and lists, ready for JSON."""
         return {
             "visual_tokens": list(self.visual_tokens),
+            "structure_tokens": list(self.structure_tokens),
             "average_tokens": self.average_tokens,
             "sequence_length": list(self.sequence_length),
             "cache_bytes": list(self.cache_bytes),
@@ -121,6 +136,8 @@ class PrefillTrace:
         average = (
             f", {self.average_tokens:,.0f} averaged over layers" if self.layer_tokens[:1] != self.visual_tokens[1:] else ""
         )
+        if self.structure_tokens[0]:
+            average += ", {:,} -> {:,} line ends and tile markers".format(*self.structure_tokens)
         lines = [f"{tokens}{average}, KV cache {before / 2**20:.1f} -> {after / 2**20:.1f} MiB"]
         for number, image in enumerate(self.images, 1):
             lines.append(f"picture {number} (row {image.row}): {image}")
@@ -160,6 +177,11 @@ class Trace:
     def visual_tokens(self) -> tuple[int, int]:
         """(before, after), summed over the batch."""
         return self._newest.visual_tokens
+
+    @property
+    def structure_tokens(self) -> tuple[int, int]:
+        """(before, after) of line ends and tile markers, summed over the batch."""
+        return self._newest.structure_tokens
 
     @property
     def layer_tokens(self) -> tuple[int, ...]:

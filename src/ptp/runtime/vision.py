@@ -37,8 +37,10 @@ def resolve(adapter: Adapter, reads: Sequence[VisionRead]) -> tuple[VisionRead, 
             'a method that reads "either".'
         )
     kinds = [own if read.attention == "either" else read.attention for read in reads]
+    layers = [read.layer if adapter.has_cls or read.layer_without_cls is None else read.layer_without_cls for read in reads]
     return tuple(
-        replace(read, layer=read.layer % adapter.vision_depth, attention=kind) for read, kind in zip(reads, kinds, strict=True)
+        replace(read, layer=layer % adapter.vision_depth, attention=kind, layer_without_cls=None)
+        for read, layer, kind in zip(reads, layers, kinds, strict=True)
     )
 
 
@@ -48,16 +50,17 @@ def read_attention(
     """What a vision layer looks at, (P,) per unit, from what the modules of `vision_attention` put out.
 
     Args:
-        kind: "cls" or "received".
+        kind: "cls", "received" or "logits".
     """
     scale, skip = adapter.vision_attention(layer).scale, int(adapter.has_cls)
     rows: list[Tensor] = []
     for q, k in adapter.heads(layer, queries, keys, about):
-        found = (
-            scoring.cls_attention(q, k, scale)
-            if kind == "cls"
-            else scoring.received_attention(q[:, :, skip:], k[:, :, skip:], scale)
-        )
+        if kind == "cls":
+            found = scoring.cls_attention(q, k, scale)
+        elif kind == "logits":
+            found = scoring.attention_logits(q[:, :, :1] if skip else q, k[:, :, skip:], scale)
+        else:
+            found = scoring.received_attention(q[:, :, skip:], k[:, :, skip:], scale)
         rows += found.unbind()
     return adapter.by_unit(layer, rows, about)
 

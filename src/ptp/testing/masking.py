@@ -82,6 +82,7 @@ def drops(inputs: Mapping[str, Tensor], trace: Any, selections: Mapping[int, Seq
             left = torch.ones(image.num_tokens, dtype=torch.bool)
             left[selection.kept.cpu()] = False
             missing[image.row, image.positions.cpu()[left]] = True
+            missing[image.row, image.structure[(image.structure_left >= 0) & (image.structure_left <= layer)]] = True
         gone[layer] = missing.to(inputs["input_ids"].device)
     return gone
 

@@ -79,7 +79,7 @@ def dropping_equals_masking(subject: Subject, method: Pruner, inputs: dict[str, 
     output, trace = subject.prune(twin, inputs)
     gone = drops(inputs, trace, selections)
     last = gone[max(gone)]
-    lost = trace.visual_tokens[0] - trace.visual_tokens[1]
+    lost = sum(before - after for before, after in (trace.visual_tokens, trace.structure_tokens))
     require("masking", named(method), 0 < int(last.sum()) == lost, f"{lost} tokens left, and {int(last.sum())} were to")
     with blinded(model, inputs["attention_mask"].bool(), (gone, None)), merged(model, trace, selections):
         expected = model(**inputs).logits
