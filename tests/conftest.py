@@ -29,7 +29,10 @@ TEXT_MODELS: dict[str, dict] = {
     "llama": {},
     "mistral": {"sliding_window": None},
     "phi3": {},
-}
+    "ministral3": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "llama_4_scaling_beta": 0.5,
+                                       "original_max_position_embeddings": 16}},  # queries grow from token 16 on
+    "granite": {"attention_multiplier": 0.2},
+}  # fmt: skip
 """Text models, and what their configurations need to be small."""
 TEXT_LAYERS = 4
 

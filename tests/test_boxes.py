@@ -11,6 +11,11 @@ from ptp.testing.vision_oracles import boxes
 def test_a_box_is_where_the_pixels_of_its_token_are(family: Family, size):
     """A disc drawn into the box of a token changes that token's feature more than any other's of the tiles."""
     subject = Subject(
-        model_of(family), processor_of(family), lambda asked: encode(family, *asked), (photo(5, size),), (pruner(),), 1e-4
+        model_of(family),
+        processor_of(family),
+        lambda asked: encode(family, *asked),
+        (photo(5, family.shape(size)),),
+        (pruner(),),
+        1e-4,
     )
     assert [check.oracle for check in boxes(subject)] == ["boxes"]

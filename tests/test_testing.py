@@ -11,14 +11,25 @@ from wrong_adapters import WRONG
 import ptp
 from ptp.adapters import ADAPTERS, register
 from ptp.methods import METHODS
-from ptp.testing import FAMILIES, CheckFailed, check_adapter, photo, register_family, small_model, small_processor, token_id
+from ptp.testing import (
+    FAMILIES,
+    SIZES,
+    CheckFailed,
+    check_adapter,
+    photo,
+    register_family,
+    small_model,
+    small_processor,
+    token_id,
+)
 from ptp.testing.check import CHECKS
 from ptp.testing.family import tokenizer
 from ptp.testing.report import ORACLES
 
 
 def check(name: str, **options):
-    return check_adapter(small_model(FAMILIES[name]), small_processor(FAMILIES[name]), **options)
+    shown = [photo(number, FAMILIES[name].shape(size)) for number, size in enumerate(SIZES)]
+    return check_adapter(small_model(FAMILIES[name]), small_processor(FAMILIES[name]), **{"pictures": shown, **options})
 
 
 def test_every_family_passes(family, capsys):

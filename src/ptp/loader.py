@@ -1,7 +1,9 @@
 """Loading a model with its processor, with torchvision and without it."""
 
+import importlib
 import inspect
 import json
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,17 +30,33 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @cache
-def pictures_only(processor_class: type[ProcessorMixin]) -> Any:
+def pictures_only(kind: type[ProcessorMixin]) -> Any:
     """A processor class without its video half, which cannot be built without torchvision: pass None for it."""
 
-    class PicturesOnly(processor_class):  # type: ignore[misc, valid-type]
+    class PicturesOnly(kind):  # type: ignore[misc, valid-type]
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
             if argument_name == "video_processor" and argument is None:
                 return None
             return super().check_argument_for_proper_class(argument_name, argument)
 
-    PicturesOnly.__name__ = PicturesOnly.__qualname__ = processor_class.__name__
+    PicturesOnly.__name__ = PicturesOnly.__qualname__ = kind.__name__
     return PicturesOnly
+
+
+@cache
+def processor_class(name: str) -> Any:
+    """A processor class of transformers. Pixtral's is to be had without torchvision, too: its module imports it for one
+    function that the module for PIL has as well."""
+    if name != "PixtralProcessor" or is_torchvision_available():
+        return getattr(transformers, name)
+    from transformers.models.pixtral import image_processing_pil_pixtral
+
+    wanted = "transformers.models.pixtral.image_processing_pixtral"
+    sys.modules[wanted] = image_processing_pil_pixtral
+    try:
+        return importlib.import_module("transformers.models.pixtral.processing_pixtral").PixtralProcessor
+    finally:
+        del sys.modules[wanted]
 
 
 def load(
@@ -82,17 +100,20 @@ def load(
 def load_processor(path: str) -> Any:
     """The checkpoint's own processor; where torchvision is absent, the same one without its video half."""
     name = PROCESSOR_MAPPING_NAMES[AutoConfig.from_pretrained(path).model_type]
-    processor_class = getattr(transformers, name)
-    if is_torchvision_available() or "video_processor" not in processor_class.get_attributes():
+    name = ProcessorMixin.get_processor_dict(path)[0].get("processor_class", name)  # Pixtral 12B is a llava with another one
+    kind = processor_class(name)
+    video = "video_processor" in kind.get_attributes()
+    if is_torchvision_available() or not (video or name == "PixtralProcessor"):
         return AutoProcessor.from_pretrained(path)
-    settings, _ = processor_class.get_processor_dict(path)
-    wanted = set(inspect.signature(processor_class.__init__).parameters) - set(processor_class.get_attributes())
+    settings, _ = kind.get_processor_dict(path)
+    wanted = set(inspect.signature(kind.__init__).parameters) - set(kind.get_attributes())
     tokenizer = AutoTokenizer.from_pretrained(path)
-    parts = {"image_processor": AutoImageProcessor.from_pretrained(path), "tokenizer": tokenizer, "video_processor": None}
-    if "feature_extractor" in processor_class.get_attributes():  # of models that hear, too
+    parts = {"image_processor": AutoImageProcessor.from_pretrained(path), "tokenizer": tokenizer}
+    parts |= {"video_processor": None} if video else {}
+    if "feature_extractor" in kind.get_attributes():  # of models that hear, too
         parts["feature_extractor"] = AutoFeatureExtractor.from_pretrained(path)
     settings = {"chat_template": tokenizer.chat_template} | {key: value for key, value in settings.items() if key in wanted}
-    return pictures_only(processor_class)(**parts, **settings)
+    return pictures_only(kind)(**parts, **settings)
 
 
 def save_internvl_processor(image_processor: Any, tokenizer: Any, tokens_per_tile: int, directory: Path) -> None:

@@ -10,15 +10,25 @@ from .gemma3 import Gemma3Adapter
 from .gemma4 import Gemma4Adapter
 from .internvl import InternVLAdapter
 from .llava import LlavaAdapter
+from .llava15 import Llava15Adapter
 from .ovis2 import Ovis2Adapter
+from .pixtral import PixtralAdapter
 from .qwen_vl import QwenVLAdapter
 from .refused import REFUSED
 from .smolvlm import SmolVLMAdapter
+from .text_check import check_rows
 
 ADAPTERS: list[type[Adapter]] = [
-    InternVLAdapter, LlavaAdapter, SmolVLMAdapter, QwenVLAdapter, Gemma3Adapter, Ovis2Adapter,
+    InternVLAdapter,
+    LlavaAdapter,
+    SmolVLMAdapter,
+    QwenVLAdapter,
+    Gemma3Adapter,
+    Ovis2Adapter,
+    Llava15Adapter,
+    PixtralAdapter,
     Gemma4Adapter,
-]  # fmt: skip
+]
 """Families, in the order they are listed."""
 
 __all__ = [
@@ -77,5 +87,6 @@ def adapter_for(model: PreTrainedModel, read: Callable[[list[int]], str] = lambd
             "...ForConditionalGeneration that generate is called on, not its .model."
         )
     adapter = family(model)
+    check_rows(adapter.text, adapter.family)
     adapter.read = read
     return adapter

@@ -32,6 +32,10 @@ class Gemma4Text(TextModel):
         attention = self.layers[layer].self_attn
         return attention.k_proj if part == "v" and attention.v_proj is None else super().projection(layer, part)
 
+    def beside(self, embeds: Tensor) -> dict[str, Any]:
+        width = self.config.hidden_size_per_layer_input
+        return {"per_layer_inputs": embeds.new_zeros(*embeds.shape[:2], len(self.layers), width)} if width else {}
+
     def rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         return sys.modules[type(self.model).__module__].apply_rotary_pos_emb(states, cos, sin)
 

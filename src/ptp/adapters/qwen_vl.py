@@ -1,6 +1,5 @@
-"""Qwen2.5-VL and Qwen3-VL in the Hugging Face format."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL in the Hugging Face format."""
 
-import itertools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from .base import Adapter, Layout, Modality, QueryKey, Span, Tile, share_out
 from .text import TextModel
+from .windows import windows
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class QwenVLAdapter(Adapter):
     the features of DeepStack leave with their tokens.
     """
 
-    family = "Qwen2.5-VL / Qwen3-VL"
-    model_types = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+    family = "Qwen2-VL / Qwen2.5-VL / Qwen3-VL"
+    model_types = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
     regions = "windows of about 448 px; videos: frames"
     saliency = "received"
     has_cls = False
@@ -58,7 +58,7 @@ class QwenVLAdapter(Adapter):
         # Qwen2.5-VL only: blocks that attend to all patches, and the order in which patches go through the encoder.
         self.windowed = getattr(config.vision_config, "window_size", 0)
         self.whole_blocks = getattr(config.vision_config, "fullatt_block_indexes", range(self.vision_depth))
-        if config.model_type != "qwen2_5_vl":
+        if hasattr(config.vision_config, "deepstack_visual_indexes"):
             self.late_features = ("visual_pos_masks", "deepstack_visual_embeds")
 
     @property
@@ -77,18 +77,8 @@ class QwenVLAdapter(Adapter):
         return Grid(frames, rows, columns, Layout((frame,) * frames, video=True), order)
 
     def _grid(self, frames: int, rows: int, columns: int, window: int) -> Grid:
-        pixels = self.merge * self.patch  # of a visual token
-        height, width = rows // self.merge, columns // self.merge
-        edges = []
-        for tokens in (height, width):
-            count = max(1, round(tokens * pixels / window))
-            edges.append([tokens * i // count for i in range(count + 1)])
-        tiles, order = [], []
-        for (top, bottom), (left, right) in itertools.product(*(itertools.pairwise(axis) for axis in edges)):
-            tiles.append(Tile(right - left, bottom - top, (left / width, top / height, right / width, bottom / height)))
-            order.append((torch.arange(top, bottom)[:, None] * width + torch.arange(left, right)).flatten())
-        grid = (len(edges[1]) - 1, len(edges[0]) - 1)
-        return Grid(frames, rows, columns, Layout(tuple(tiles), grid if len(tiles) > 1 else None), torch.cat(order))
+        merge = self.merge
+        return Grid(frames, rows, columns, *windows(columns // merge, rows // merge, merge * self.patch, window))
 
     def locate(self, input_ids: Tensor, tokens: Tensor, about: list[Grid], pixels: Sequence[Tensor]) -> list[Span]:
         places = share_out(tokens, [len(grid.order) for grid in about])

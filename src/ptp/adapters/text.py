@@ -1,28 +1,21 @@
 """The language-model half of every family: its layers, their queries and keys, their rotary positions."""
 
-import sys
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
+from .text_check import check_parts, modeling_of
 
 Part = Literal["q", "k", "v"]
 """Queries, keys or values."""
-TEXT_MODELS = (
-    "qwen2", "qwen3", "qwen3_moe", "llama", "mistral", "phi3", "gemma3_text", "qwen2_5_vl_text", "qwen3_vl_text",
-    "qwen3_vl_moe_text",
-    "gemma4_text",
-)  # fmt: skip
-"""Text models whose attention is q_proj / k_proj (/ q_norm / k_norm per head), or one qkv_proj, with rotary positions."""
-UNTYPED = ("mistral", "phi3")
-"""Those whose config has no layer_types: where a sliding window is set, every layer has it."""
 WINDOWED = ("gemma3_text", "gemma4_text")
 """Those whose sliding windows are understood: they count places in the unpruned sequence, whatever has left."""
 
 
 class TextModel:
-    """A decoder of one of `TEXT_MODELS`.
+    """A decoder whose layers are normed by input_layernorm and attend by q_proj / k_proj (/ q_norm / k_norm per head), or one
+    qkv_proj, with rotary positions. Its name does not matter: that it attends so is measured (`text_check.check_rows`).
 
     Args:
         model: The module that receives `inputs_embeds`, `attention_mask`, `position_ids`.
@@ -35,22 +28,19 @@ class TextModel:
         shares_from: The first of the layers that look at keys and values of an earlier one; None where there are none.
 
     Raises:
-        UnsupportedModelError: the text model is another one, or attends in sliding windows and is not one of `WINDOWED`.
+        UnsupportedModelError: a part is missing, or it attends in windows and is not one of `WINDOWED`.
     """
 
     shares_from: int | None = None
 
     def __init__(self, model: Any, family: str) -> None:
+        check_parts(model, family)
         config = model.config
-        if config.model_type not in TEXT_MODELS:
-            raise UnsupportedModelError(
-                f"{family} with text model {config.model_type!r} is not supported. Supported: {', '.join(TEXT_MODELS)}."
-            )
         layers = getattr(config, "layer_types", None) or ()
-        everywhere = config.model_type in UNTYPED and config.sliding_window is not None
-        windowed = "sliding_attention" in layers or everywhere
-        self.window = config.sliding_window if windowed else None
-        if windowed and config.model_type not in WINDOWED:
+        narrow = [kind for kind in ("sliding_attention", "chunked_attention") if kind in layers]
+        everywhere = not layers and getattr(config, "sliding_window", None) is not None  # so in Mistral and Phi-3
+        self.window = config.sliding_window if "sliding_attention" in narrow or everywhere else None
+        if (narrow or everywhere) and config.model_type not in WINDOWED:
             raise UnsupportedModelError(
                 "Sliding-window attention cannot be pruned exactly: a window counts tokens, and pruning removes some. "
                 "Use a checkpoint without it (use_sliding_window=false; for Mistral and Phi-3 sliding_window=null)."
@@ -69,6 +59,10 @@ class TextModel:
     def shared(self, layer: int) -> str | None:
         """The name under which a layer finds the keys and values of an earlier one; None where it has its own."""
         return self.config.layer_types[layer] if self.shares_from is not None and layer >= self.shares_from else None
+
+    def beside(self, embeds: Tensor) -> dict[str, Any]:
+        """What the model must be given beside embeddings (B, S, D) of no words."""
+        return {}
 
     def last_norm(self, hidden: Tensor) -> Tensor:
         """What the norm behind the last layer makes of hidden states (..., D)."""
@@ -99,5 +93,13 @@ class TextModel:
 
     def rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries or keys (B, H, S, D) at their rotary positions, (cos, sin) (B or 1, S, ...)."""
-        modeling = sys.modules[type(self.layers[0].self_attn).__module__]
-        return modeling.apply_rotary_pos_emb(states[:, :1], states, cos, sin)[1]
+        return modeling_of(self.layers[0]).apply_rotary_pos_emb(states[:, :1], states, cos, sin)[1]
+
+    def at_places(self, queries: Tensor, places: Any) -> Tensor:
+        """Queries (B, H, S, D) times what grows with their positions (B or 1, S), where a model has such a factor (Ministral 3:
+        1 + beta * log(1 + floor(position / trained length)))."""
+        factor = getattr(modeling_of(self.layers[0]), "get_llama_4_attn_scale", None)
+        if factor is None:
+            return queries
+        rope = self.config.rope_parameters
+        return queries * factor(places, rope["llama_4_scaling_beta"], rope["original_max_position_embeddings"]).to(queries)

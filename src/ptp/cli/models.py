@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ..adapters import ADAPTERS, REFUSED
-from ..adapters.text import TEXT_MODELS
 
 
 def models(
@@ -30,7 +29,8 @@ def models(
         *(f"{adapter.family}: {adapter.limits}" for adapter in ADAPTERS if adapter.limits),
         "Saliency: the attention that [CLS] pays a patch; or that it receives from all patches, where there is no [CLS].",
         "All take several pictures per prompt, padded batches, text-only rows, several turns on one KV cache, any attention.",
-        f"Text models: {', '.join(TEXT_MODELS)}; sliding windows are refused, but for Gemma 3's and Gemma 4's.",
+        "Text models: any with input_layernorm, q_proj and k_proj (or one qkv_proj) and rotary positions, whatever its name; "
+        "that it attends by these alone is checked on attaching. Sliding windows are refused, but for Gemma 3's and Gemma 4's.",
         "Checkpoints of InternVL in its authors' format: ptp convert. Another family: docs/add_a_model.md.",
         "",
         "Refused, with the reason:",

@@ -116,6 +116,7 @@ class AtStage:
             cos, sin = text.positions(source, self.embeddings, self.hidden, self.positions)
         if probe.rotary:
             queries = text.rotate(queries, take(cos, rows, dim=1), take(sin, rows, dim=1))
+            queries = text.at_places(queries, None if self.positions is None else take(self.positions, rows, dim=1))
         if name is not None:  # at their positions, behind those of the cache
             keys, values = prefill.shared[name]
             norms = values.float().norm(dim=-1) if probe.values else None

@@ -88,6 +88,7 @@ class Family:
         processor: Makes the family's own processor of a scale.
         markers: Tokens of its own that `tokenizer` must know.
         nested: Whether the processor wants a list of pictures for every prompt.
+        square: Whether the processor cuts pictures to a square, which the model is not told: boxes are fractions of it.
     """
 
     name: str
@@ -97,6 +98,11 @@ class Family:
     processor: Callable[[Scale], Any]
     markers: tuple[str, ...] = ()
     nested: bool = False
+    square: bool = False
+
+    def shape(self, size: tuple[int, int]) -> tuple[int, int]:
+        """The (width, height) nearest to `size` at which boxes are fractions of the picture."""
+        return (min(size),) * 2 if self.square else size
 
     @property
     def chat_template(self) -> str:

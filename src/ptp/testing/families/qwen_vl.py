@@ -1,4 +1,4 @@
-"""Qwen2.5-VL and Qwen3-VL, small and of real size."""
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL, small and of real size."""
 
 from functools import partial
 from typing import Any
@@ -6,11 +6,14 @@ from typing import Any
 from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
 from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.processing_qwen2_vl import Qwen2VLProcessor
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
 from ...loader import pictures_only
@@ -30,6 +33,12 @@ def config(scale: Scale, config_class: type, text: str, **vision: Any) -> Any:
         vision_start_token_id=token_id("<|vision_start|>"), vision_end_token_id=token_id("<|vision_end|>"),
         tie_word_embeddings=False,
     )  # fmt: skip
+
+
+def qwen2(scale: Scale) -> Any:
+    """Its vision settings have names of their own: the width is embed_dim, and hidden_size that of the language model."""
+    own = dict(embed_dim=scale.hidden, hidden_size=scale.text["hidden_size"], mlp_ratio=scale.mlp // scale.hidden)
+    return config(scale, Qwen2VLConfig, "qwen2_vl_text", patch_size=14, **own)
 
 
 def qwen2_5(scale: Scale) -> Any:
@@ -53,10 +62,11 @@ def processor(processor_class: type, patch: int, scale: Scale) -> Any:
     return pictures_only(processor_class)(pixels, tokenizer(), None)
 
 
-QWEN2_5_VL, QWEN3_VL = (
+QWEN2_5_VL, QWEN3_VL, QWEN2_VL = (
     Family(name, IMAGE, model_class, made, partial(processor, processor_class, patch), MARKERS)
     for name, model_class, made, processor_class, patch in (
         ("qwen2.5-vl", Qwen2_5_VLForConditionalGeneration, qwen2_5, Qwen2_5_VLProcessor, 14),
         ("qwen3-vl", Qwen3VLForConditionalGeneration, qwen3, Qwen3VLProcessor, 16),
+        ("qwen2-vl", Qwen2VLForConditionalGeneration, qwen2, Qwen2VLProcessor, 14),
     )
 )
