@@ -110,8 +110,12 @@ def test_sound_beside_pictures_is_refused():
     """Gemma 4 hears, too: its tokens are neither the user's words nor a picture's."""
     family = FAMILIES["gemma4"]
     model, inputs = model_of(family), encode(family, ([picture()], QUESTION))
-    with pruner()(model, tokenizer()), pytest.raises(ptp.UnsupportedModelError, match="Gemma 4, and no sound may come"):
-        model(**inputs, input_features=torch.randn(1, 8, 128), input_features_mask=torch.ones(1, 8))
+    sound = {"input_features": torch.randn(1, 8, 128), "input_features_mask": torch.ones(1, 8)}
+    with pruner()(model, tokenizer()), torch.no_grad():
+        with pytest.raises(ptp.UnsupportedModelError, match="beside sound in Gemma 4"):
+            model(**inputs, **sound)
+        with pytest.raises(ValueError, match="initialized without an audio_config"):  # alone it is the model's own matter
+            model(input_ids=torch.full((1, 4), 40), **sound)
 
 
 def test_videos_are_refused_where_they_cannot_be_pruned():

@@ -11,6 +11,9 @@ from ..adapters import Adapter
 from ..errors import UnsupportedModelError
 from .cache import Record, check_cache, continue_from, held, held_places, record_of, window_masks
 
+SOUND = "input_features"
+"""The argument that holds sound."""
+
 
 @dataclass(frozen=True)
 class Held:
@@ -33,7 +36,7 @@ class Incoming:
     Attributes:
         input_ids: (B, S) the new tokens; None where they came as embeddings.
         new: S.
-        encoded: Encoder outputs that were passed, by modality. fresh: Names of the pixel arguments that were passed.
+        encoded: Encoder outputs that were passed, by modality. fresh: Names of the pixel (or sound) arguments passed.
         cache: The KV cache, None without one. seen: Tokens that it has seen. record: What left it; None where nothing has.
         mask: The attention mask as it was passed; behind a pruned cache, one in which what left is padding.
     """
@@ -58,9 +61,7 @@ class Incoming:
         embeddings = kwargs.get("inputs_embeds")
         new = next((given.shape[1] for given in (input_ids, embeddings) if given is not None), 0)
         encoded = {name: output for name, output in (kwargs.get("mm_encoder_outputs") or {}).items() if output is not None}
-        fresh = frozenset(
-            name for name in ("pixel_values", "pixel_values_videos", "input_features") if kwargs.get(name) is not None
-        )
+        fresh = frozenset(name for name in ("pixel_values", "pixel_values_videos", SOUND) if kwargs.get(name) is not None)
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         seen = cache.get_seq_length() if cache is not None else 0
         record = record_of(cache) if seen else None
@@ -79,12 +80,17 @@ class Incoming:
             ValueError: they came in a way that hides where they are.
         """
         kinds = adapter.modalities
-        sound = ", and no sound may come with pictures" if "input_features" in self.fresh else ""
-        if (self.fresh - {kind.pixels for kind in kinds}) or (self.encoded.keys() - {kind.name for kind in kinds}):
+        pixels = self.fresh - {SOUND}
+        shown = bool(pixels or self.encoded)
+        if (pixels - {kind.pixels for kind in kinds}) or (self.encoded.keys() - {kind.name for kind in kinds}):
             raise UnsupportedModelError(
-                f"Videos cannot be pruned in {adapter.family}{sound}. Pass frames as pictures, or detach the pruner first."
+                f"Videos cannot be pruned in {adapter.family}. Pass frames as pictures, or detach the pruner first."
             )
-        shown = bool(self.fresh or self.encoded)
+        if shown and SOUND in self.fresh:
+            raise UnsupportedModelError(
+                f"Pictures cannot be pruned beside sound in {adapter.family}: its tokens are neither words nor visual ones. Ask "
+                "about one of them at a time, or detach the pruner first."
+            )
         if self.input_ids is None and (shown or self.new > 1):
             raise ValueError(
                 "input_ids are needed while visual tokens are pruned, got inputs_embeds: nothing tells where pictures are in "
