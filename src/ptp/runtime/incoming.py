@@ -88,7 +88,7 @@ class Incoming:
             )
         if shown and SOUND in self.fresh:
             raise UnsupportedModelError(
-                f"Pictures cannot be pruned beside sound in {adapter.family}: its tokens are neither words nor visual ones. Ask "
+                f"Pictures cannot be pruned beside sound in {adapter.family}: its tokens are neither words nor visual. Ask "
                 "about one of them at a time, or detach the pruner first."
             )
         if self.input_ids is None and (shown or self.new > 1):
