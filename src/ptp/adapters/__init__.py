@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from ..errors import UnsupportedModelError
 from .base import Adapter, Layout, Modality, QueryKey, Span, Tile
 from .gemma3 import Gemma3Adapter
+from .gemma4 import Gemma4Adapter
 from .glm4v import Glm4vAdapter
 from .internvl import InternVLAdapter
 from .llava import LlavaAdapter
@@ -32,6 +33,7 @@ ADAPTERS: list[type[Adapter]] = [
     Qwen35Adapter,
     Llava15Adapter,
     PixtralAdapter,
+    Gemma4Adapter,
 ]
 """Families, in the order they are listed."""
 

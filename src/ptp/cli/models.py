@@ -30,7 +30,7 @@ def models(
         "Saliency: the attention that [CLS] pays a patch; or that it receives from all patches, where there is no [CLS].",
         "All take several pictures per prompt, padded batches, text-only rows, several turns on one KV cache, any attention.",
         "Text models: any with input_layernorm, q_proj and k_proj (or one qkv_proj) and rotary positions, whatever its name; "
-        "that it attends by these alone is checked on attaching. Sliding windows are refused, but for Gemma 3's.",
+        "that it attends by these alone is checked on attaching. Sliding windows are refused, but for Gemma 3's and Gemma 4's.",
         "Checkpoints of InternVL in its authors' format: ptp convert. Another family: docs/add_a_model.md.",
         "",
         "Refused, with the reason:",
