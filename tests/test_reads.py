@@ -227,7 +227,10 @@ def test_padding_moves_no_key(name):
     family = FAMILIES[name]
     model, rows = model_of(family), [([photo()], "What is it?"), ([photo()], "What is it, and where on the picture is it?")]
     reads = Reads(probe=TextProbe("behind"))
-    together = given(model, encode_family(family, *rows), reads, lambda p: (p.keys, p.text_keys))
+    batch = encode_family(family, *rows)
+    if name == "mistral3":  # its queries grow with their positions, and so would its states with the padding
+        batch["position_ids"] = (batch["attention_mask"].cumsum(dim=1) - 1).clamp_min(0)
+    together = given(model, batch, reads, lambda p: (p.keys, p.text_keys))
     for row, both in zip(rows, together, strict=True):
         (alone,) = given(model, encode_family(family, row), reads, lambda p: (p.keys, p.text_keys))
         for a, b in zip(alone, both, strict=True):

@@ -133,7 +133,20 @@ def test_the_schedules_are_the_authors():
     assert [stage.keep_ratio for stage in METHODS["sparsevlm"](keep_ratio=1.0).stages(32)] == [1.0, 1.0, 1.0]
     stages = METHODS["pyramiddrop"](keep_ratio=1 / 8).stages(32)
     assert [(stage.layer, stage.budget(576)) for stage in stages] == [(8, 288), (16, 144), (24, 72)]
+    (read,) = METHODS["deft"]().reads(27).vision
+    assert (read.layer, read.layer_without_cls) == (-1, -2), "without [CLS] the last block but one"
     assert [stage.budget(577) for stage in METHODS["deft"](keep_ratio=0.2).stages(28)] == [115 + math.ceil(0.2 * 462), 115]
+
+
+@pytest.mark.parametrize("name", ["fastv", "pyramiddrop", "sparsevlm", "deft", "dart"])
+def test_a_prompt_that_ends_with_its_picture_is_refused(name):
+    """Nobody behind the picture attends to it: whatever a method kept would be chance."""
+    case = CASES["seven of 16"]
+    inputs, run = dict(inputs_of(case)), Prefill(case)
+    for cut in ("input_ids", "attention_mask"):
+        inputs[cut] = inputs[cut][:, : run.first + case.tokens]
+    with torch.no_grad(), METHODS[name]()(model_of(case), tokenizer()), pytest.raises(ValueError, match="text behind the pict"):
+        model_of(case)(**inputs)
 
 
 @pytest.mark.parametrize(("count", "clusters"), [(1, 1), (7, 1), (20, 3), (60, 7), (9, 9)])

@@ -56,8 +56,9 @@ class Pruner:
     Attributes:
         keep_ratio: Share of each picture's visual tokens kept, in (0, 1].
         window: Side in pixels, about, of the regions of pictures that their model does not cut into tiles.
-        keep_structure: Whether line ends and tile markers stay in any case: they are no visual tokens, and not in the budget.
-            Off, a line end leaves with the last visual token of its row, a tile's markers with its last.
+        keep_structure: Whether line ends and tile markers, as far as they stand among a picture's visual tokens, stay in any
+            case: they are none, and not in the budget. Off, a line end leaves with the last visual token of its row, a tile's
+            markers with its last. (What opens and closes a picture stays.)
         record_scores: Whether the trace keeps the score maps. Serving turns it off and pays nothing for them.
     """
 

@@ -23,8 +23,9 @@ class DARTPruner(PrunesAtLayer):
 
     Deviations: theirs keeps 8 int(budget / 8) + 4 tokens. Here the budget is met: the visual pivots are in it, and what is left
     is shared evenly, later pivots taking what does not divide; where it is smaller than `pivots`, only they are kept. Their
-    pivots come in the order of a Python set: here in the order of the prompt. Text is behind the last picture of a prompt;
-    without any, visual pivots share all.
+    pivots come in the order of a Python set: here in the order of the prompt. Text is behind the last picture of a prompt.
+    In a padded batch that goes on from a KV cache, positions count from the call's
+    first token.
 
     Attributes:
         pivots: Visual tokens among them. text_pivots: Text tokens.
@@ -47,8 +48,8 @@ class DARTPruner(PrunesAtLayer):
     def select(self, picture: Picture, stage: Stage) -> Selection:
         total = total_budget(stage.keep_ratio, picture.tokens)
         features, text = (F.normalize(picture.normed(part), dim=-1) for part in (picture.states, picture.text_states))
-        pivots = strongest(picture.keys, min(self.pivots, total))
-        asked = torch.cat([features[pivots], text[strongest(picture.text_keys, self.text_pivots)]])
+        pivots = strongest(picture.keys, min(self.pivots, total)).to(features.device)
+        asked = torch.cat([features[pivots], text[strongest(picture.text_keys, self.text_pivots).to(text.device)]])
         free = torch.ones(picture.tokens, dtype=torch.bool, device=features.device)
         free[pivots] = False
         for number, row in enumerate(asked @ features.T):

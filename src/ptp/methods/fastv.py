@@ -10,7 +10,7 @@ from .layers import PrunesAtLayer
 
 @dataclass(frozen=True, kw_only=True)
 class FastVPruner(PrunesAtLayer):
-    """Keeps the visual tokens that get most attention in the layer below `prune_layer`.
+    """Keeps the visual tokens that get most attention in the layer below `prune_layer` (at 0: in layer 0).
 
     Rule (section 4; `LlamaModel.forward` in src/transformers/src/transformers/models/llama/fastv_forward.py of github
     pkunlp-icler/FastV): after layer K, rank by the attention of the prompt's last token, averaged over heads, and keep the

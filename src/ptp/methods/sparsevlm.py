@@ -66,8 +66,9 @@ class SparseVLMPruner(Pruner):
         dropped = alive[~torch.isin(alive, kept)]
         count = min(int(self.recycle * len(dropped)) + 1, len(dropped))
         recycled = keep_best_among(scores, dropped, count)
-        features = picture.states[torch.searchsorted(alive, recycled)]
-        centers = recycled[density_peaks(features, clusters)]
+        states = picture.states
+        features = states[torch.searchsorted(alive, recycled).to(states.device)]
+        centers = recycled[density_peaks(features, clusters).to(recycled.device)]
         groups = torch.full((picture.tokens,), -1, device=scores.device)
         groups[kept], groups[recycled] = kept, centers
         kept = groups.unique()[1:]

@@ -160,8 +160,8 @@ class Picture:
 
     @property
     def keys(self) -> Tensor:
-        """(N', heads * width) float32 keys of the tokens alive, of the layer that the probe names, with rotary positions
-        (counted from the prompt's first token) or without as it says; without a probe of the stage's layer, before them."""
+        """(N', heads * width) float32 keys of the tokens alive, of the layer that the probe names, with rotary positions (of a
+        padded row, counted from its first token) or without as it says; without a probe of the stage's layer, before them."""
         return self._readings.keys().float()
 
     @property

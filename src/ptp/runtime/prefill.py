@@ -121,6 +121,7 @@ class Prefill:
         input_ids: Any = incoming.input_ids
         is_token, held = incoming.tokens()
         asked = _asked(setup, input_ids, is_token)
+        _check_asked(setup, input_ids, asked)
         places, valid = _pad_rows(asked)
         return cls(
             setup, input_ids, is_token, incoming.encoded, asked, places, valid, incoming.cache, held, Remaining(is_token)
@@ -164,13 +165,17 @@ class Prefill:
         self.selections = [check_selection(method.select(p, stage), p, stage.budget(p.tokens), method) for p in pictures]
         self._count(stage.layer)
         stays, slots, merged = self.is_token.clone(), self.remaining.slots(), hidden
+        more = stage.layer < self.setup.stages[-1].layer  # who will be asked again has to stay
+        if not more:
+            self.captured.clear()
         for span, structure, selection, picture in self._each():
             places = span.positions.to(stays.device)
             kept = places[selection.kept.to(places.device)]
             stays[span.row, places] = False
             stays[span.row, kept] = True
             if not method.keep_structure:
-                stays[span.row, structure.leave(selection.kept, stage.layer, self.asked[span.row]).to(places.device)] = False
+                gone = structure.leave(selection.kept, stage.layer, self.asked[span.row] & more)
+                stays[span.row, gone.to(places.device)] = False
             if selection.mix is not None:
                 sources = slots[span.row, places[picture.alive.to(places.device)]]
                 mix = selection.mix[:, picture.alive.to(selection.mix.device)]
@@ -274,6 +279,26 @@ def _asked(setup: Setup, input_ids: Tensor, is_token: Tensor) -> Tensor:
         return order == torch.where(is_token, order, -1).amax(dim=1, keepdim=True)
     begin = torch.where(visual, order, -1).amax(dim=1, keepdim=True) if rows == "behind" else -1
     return is_token & ~visual & (order > begin)
+
+
+def _check_asked(setup: Setup, input_ids: Tensor, asked: Tensor) -> None:
+    """Whether every row with pictures has text behind the last, where the probe asks text by its place.
+
+    Raises:
+        ValueError: it has none. What stands before a picture sees nothing of it, and all of its tokens would score alike.
+    """
+    probe = setup.reads.probe
+    if probe is None or probe.rows == "instruction":
+        return
+    visual = setup.adapter.visual_tokens(input_ids)
+    order = torch.arange(input_ids.shape[1], device=asked.device)
+    last = torch.where(visual, order, -1).amax(dim=1, keepdim=True)
+    blind = visual.any(dim=1) & ~(asked & ~visual & (order > last)).any(dim=1)
+    if bool(blind.any()):
+        raise ValueError(
+            f"There must be text behind the pictures: {type(setup.method).__name__} asks it what it attends to, and row "
+            f"{int(blind.int().argmax())} ends with a picture. Put the question behind it, or choose a method without text."
+        )
 
 
 def _pad_rows(mask: Tensor) -> tuple[Tensor, Tensor]:

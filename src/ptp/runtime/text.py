@@ -81,13 +81,14 @@ class AtStage:
     def keys(self, row: int, slots: Tensor) -> Tensor:
         """(n, heads * width) the keys that the probe compares, of the tokens in some slots (n,) of a batch row.
 
-        Rotary positions are counted from the row's first token, so that padding changes no key.
+        In a padded row rotary positions are counted from its first token, so that padding changes no key.
         """
         assert self.probe is not None
         keys, seen, text = self._compared[1], self.seen, self.adapter.text
-        slots = seen.slots()[row, self.prefill.remaining.places[row, slots]]
+        places = self.prefill.remaining.places
+        slots = seen.slots()[row, places[row, slots.to(places.device)]].to(keys.device)
         keys = keys[row : row + 1, :, keys.shape[2] - seen.places.shape[1] + slots]
-        if self.probe.rotary:
+        if self.probe.rotary and not bool(seen.valid[row].all()):
             first = seen.valid[row].int().argmax()
             cos, sin = (part[..., min(row, part.shape[-3] - 1), first, :][..., None, None, :] for part in self._turns)
             length = (cos.square() + sin.square()).sqrt()  # models that see far scale both
@@ -98,7 +99,8 @@ class AtStage:
     def _turns(self) -> tuple[Tensor, Tensor]:
         """(cos, sin) of what the probed layer saw, (B or 1, S', ...)."""
         given, places = map(self.seen.shorten, (self.embeddings, self.positions))
-        return self.adapter.text.positions(self.source, given, self.hidden, places)
+        cos, sin = self.adapter.text.positions(self.source, given, self.hidden, places)
+        return cos.to(self.hidden.device), sin.to(self.hidden.device)  # layers may lie on devices of their own
 
     def _score(self, valid: Tensor, rows: slice) -> Tensor:
         """Attention (.., S) in some batch rows, from the True ones of the probed text tokens (B, R); softmax over all seen."""
@@ -187,17 +189,19 @@ class PictureReadings:
 
     def _slots(self) -> Tensor:
         """(N',) the slots of the tokens alive."""
-        device = self.stage.hidden.device
-        return self.stage.slots[self.span.row, self.span.positions.to(device)[self.alive.to(device)]]
+        slots = self.stage.slots
+        places = self.span.positions.to(slots.device)[self.alive.to(slots.device)]
+        return slots[self.span.row, places].to(self.stage.hidden.device)
 
     def _asked(self) -> Tensor:
         """(R,) the slots of the probed text tokens."""
         row, prefill = self.span.row, self.stage.prefill
-        return self.stage.slots[row, prefill.asked_places[row, prefill.asked_valid[row]]]
+        places = prefill.asked_places[row, prefill.asked_valid[row]]
+        return self.stage.slots[row, places].to(self.stage.hidden.device)
 
     def normed(self, states: Tensor) -> Tensor:
         """What the norm behind the last layer makes of hidden states."""
-        return self.stage.adapter.text.last_norm(states)
+        return self.stage.adapter.text.last_norm(states).to(states.device)
 
     def keys(self) -> Tensor:
         """(N', heads * width) keys of the tokens alive that the probe compares; without one as `Picture.keys` says."""
@@ -232,13 +236,16 @@ class PictureReadings:
 
     def inputs(self) -> Tensor:
         """(N, D) of all its visual tokens, at the input of the first layer."""
-        return self._first()[self.span.row, self.span.positions.to(self.stage.hidden.device)]
+        first = self._first()
+        return first[self.span.row, self.span.positions.to(first.device)].to(self.stage.hidden.device)
 
     def text_inputs(self) -> Tensor:
         """(R, D) of the probed text tokens, at the input of the first layer."""
         row, prefill = self.span.row, self.stage.prefill
         self._need_probe()
-        return self._first()[row, prefill.asked_places[row, prefill.asked_valid[row]]]
+        first = self._first()
+        places = prefill.asked_places[row, prefill.asked_valid[row]].to(first.device)
+        return first[row, places].to(self.stage.hidden.device)
 
     def _first(self) -> Tensor:
         """(B, S, D) what the first layer was given."""
@@ -249,7 +256,8 @@ class PictureReadings:
     def text_attention(self, rows: Tensor | None) -> Tensor:
         """(N,) attention from the probed text tokens, or from some of them; zero for tokens that left."""
         self._need_probe()
-        return self.stage.attention(self.span.row, rows)[self.span.positions.to(self.stage.hidden.device)]
+        attention = self.stage.attention(self.span.row, rows)
+        return attention[self.span.positions.to(attention.device)]
 
     def _need_probe(self) -> None:
         if self.stage.probe is None:

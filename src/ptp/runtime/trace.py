@@ -23,7 +23,7 @@ class ImageTrace:
         positions: (N,) int64 positions of those N tokens in the unpruned sequence of its row, padding included.
         scores: Float32 maps: "region" (T,), "token", "instruction", "fused" (N,); empty where they were switched off.
         instruction: The text that was read as the user's; empty where the method reads none.
-        structure: (M,) int64 positions of its line ends and tile markers, which are no visual tokens.
+        structure: (M,) int64 positions of the line ends and tile markers among its visual tokens, which are none.
         structure_left: (M,) int64, the language-model layer at whose input each left; -1 where it stayed.
     """
 
