@@ -2,10 +2,10 @@
 
 The templates are written here. What they must render is what these publish: `chat_template.json` of llava-v1.6-mistral-7b-hf
 and -vicuna-7b-hf, llava-onevision-qwen2-0.5b-ov-hf, Qwen2-VL-2B-Instruct, Qwen3.5-35B-A3B, gemma-3-4b-it and SmolVLM-Instruct,
-and `chat_template.jinja` of GLM-4.1V-9B-Thinking, GLM-4.5V and PaddleOCR-VL, as quoted in public code; transformers' own for
-SmolVLM; and, by what is in use for them elsewhere, InternVL, llava-v1.6-34b-hf, llama3-llava-next-8b-hf, Idefics3 and Mistral's
-own. llava-1.5-7b-hf renders what llava-v1.6-vicuna-7b-hf does; Mistral-Small-3.1-24B-Instruct-2503, by what is quoted of it,
-has a system prompt of its own that tells the date.
+and `chat_template.jinja` of GLM-4.1V-9B-Thinking, GLM-4.5V and PaddleOCR-VL, as quoted in public code; Gemma 4's, as llama.cpp
+has it; transformers' own for SmolVLM; and, by what is in use for them elsewhere, InternVL, llava-v1.6-34b-hf,
+llama3-llava-next-8b-hf, Idefics3 and Mistral's own. llava-1.5-7b-hf renders what llava-v1.6-vicuna-7b-hf does;
+Mistral-Small-3.1-24B-Instruct-2503, by what is quoted of it, has a system prompt of its own that tells the date.
 """
 
 
@@ -254,3 +254,30 @@ MISTRAL3 = _filled(
 {%- endfor -%}""",
     parts=_filled(IN_ORDER, image="[IMG]", video="[IMG]"),
 )
+GEMMA4 = """{{ bos_token }}
+{%- if enable_thinking or tools or messages[0].role in ('system', 'developer') -%}
+{{ '<|turn>system\\n' + ('<|think|>' if enable_thinking else '') }}
+{%- if messages[0].role in ('system', 'developer') -%}
+{%- if messages[0].content is string %}{{ messages[0].content | trim }}
+{%- else %}{%- for part in messages[0].content %}{{ part.text | trim }}{% endfor %}{% endif -%}
+{%- set rest = messages[1:] -%}
+{%- else -%}{%- set rest = messages -%}{%- endif -%}
+{%- for tool in tools or [] %}{{ '<|tool>declaration:' + tool.function.name + '{}<tool|>' }}{% endfor -%}
+{{ '<turn|>\\n' }}
+{%- else -%}{%- set rest = messages -%}{%- endif -%}
+{%- for message in rest -%}
+{{ '<|turn>' + ('model' if message.role == 'assistant' else message.role) + '\\n' }}
+{%- for call in message.tool_calls or [] %}{{ '<|tool_call>call:' + call.function.name + '{}<tool_call|>' }}{% endfor -%}
+{%- if message.content is string -%}{{ message.content | trim }}
+{%- else -%}
+{%- for part in message.content or [] -%}
+{%- if part.type == 'text' %}{{ part.text | trim }}
+{%- elif part.type == 'audio' %}{{ '<|audio|>' }}
+{%- else %}{{ '\\n\\n<|' + part.type + '|>\\n\\n' }}{% endif -%}
+{%- endfor -%}
+{%- endif -%}
+{{ '<turn|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|turn>model\\n' }}
+{%- if not enable_thinking %}{{ '<|channel>thought\\n<channel|>' }}{% endif -%}
+{%- endif -%}"""

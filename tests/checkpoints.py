@@ -8,6 +8,7 @@ from typing import Any
 
 from chat_templates import (
     GEMMA3,
+    GEMMA4,
     GLM_4_1V,
     GLM_4_5V,
     IDEFICS3,
@@ -194,6 +195,13 @@ CHECKPOINTS = {
     "llava-1.5": Checkpoint(lambda: sentencepiece("</s>", "<image>"), "<image>", NEXT_VICUNA, None, LLAVA_PICTURE, "role"),
     "qwen2-vl": Checkpoint(_qwen, "<|image_pad|>", QWEN2_5_VL, QWEN2_5_VL, QWEN_PICTURE, "role"),
     "mistral3": Checkpoint(_tekken, "[IMG]", MISTRAL3, MISTRAL3, LINES),
+    "gemma4": Checkpoint(
+        lambda: sentencepiece(
+            "<|turn>", "<turn|>", "<|image>", "<|image|>", "<image|>", "<|video|>", "<|think|>", "<|channel>", "<channel|>",
+            "<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>", prefix=False, bos="<bos>",
+        ),
+        "<|image|>", GEMMA4, GEMMA4, {"<|image|>": f"<|image>{'<|image|>' * 8}<image|>"}, "own", video="<|video|>",
+    ),
 }  # fmt: skip
 
 

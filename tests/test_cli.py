@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ptp.adapters import REFUSED
 from ptp.cli import main
 from ptp.methods import METHODS
 from ptp.tiny.demo import load_demo
@@ -78,6 +79,9 @@ def folder(tmp_path_factory) -> Path:
     unheard = path / "unheard"
     unheard.mkdir()
     (unheard / "config.json").write_text('{"model_type": "no-such-model"}')
+    refused = path / "refused"
+    refused.mkdir()
+    (refused / "config.json").write_text('{"model_type": "instructblip"}')
     incomplete = path / "incomplete"
     incomplete.mkdir()
     weights = Path(__file__).parents[1] / "src/ptp/tiny/weights"
@@ -127,6 +131,7 @@ BAD = {
     "device": (["good.jpg", "--device", "tpu"], "device must be"),
     "absent device": (["good.jpg", "--device", "cuda:99"], "is not there"),
     "dtype": (["good.jpg", "--dtype", "int3"], "dtype must be one of float32"),
+    "refused by name": (["good.jpg", "--model", "refused"], "'instructblip' is not supported: its visual tokens are learned"),
     "unsupported model": (["good.jpg", "--model", "unknown"], "'bert' is not supported. Families that work: InternVL"),
     "unheard-of model": (["good.jpg", "--model", "unheard"], "no-such-model"),
     "incomplete model": (["good.jpg", "--model", "incomplete"], "is incomplete: tokenizer_config.json"),
@@ -343,3 +348,30 @@ def test_families_and_methods_are_listed(here):
     for command, names in (("models", ["InternVL", "Gemma 3", "qwen3_vl", "docs/add_a_model.md"]), ("methods", list(METHODS))):
         result = here(command)
         assert result.returncode == 0 and all(name in result.stdout for name in names)
+
+
+def test_families_as_json(here):
+    """What cannot be pruned is there, too: learned queries stand for no place, cross-attention has no visual tokens."""
+    result = here("models", "--json")
+    listed = json.loads(result.stdout)
+    assert result.returncode == 0 and listed.keys() == {"families", "refused"}
+    (gemma,) = (one for one in listed["families"] if "gemma3" in one["model_types"])
+    assert gemma == {
+        "family": "Gemma 3", "model_types": ["gemma3"], "tiling": "one tile each; so are crops", "saliency": "received",
+        "limits": "",
+    }  # fmt: skip
+    assert any("prune_layer" in one["limits"] for one in listed["families"] if "qwen3_5" in one["model_types"])
+    reasons = {one["model_type"]: one["reason"] for one in listed["refused"]}
+    assert "Q-Former" in reasons["instructblip"] and "cross-attention" in reasons["mllama"]
+    assert all(reasons[name].startswith("not built yet (") for name in ("llama4", "kimi_k25", "lfm2_vl", "cohere2_vision"))
+    taken = {model_type for one in listed["families"] for model_type in one["model_types"]}
+    assert taken and not taken & reasons.keys()
+    shown = " ".join(here("models").stdout.split())
+    assert f"mllama, idefics, pix2struct: {reasons['mllama']}" in shown
+
+
+def test_what_is_refused_by_name_is_a_model_type_of_transformers():
+    """A misspelt one would never be asked for."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    assert not {name for name in REFUSED if name not in CONFIG_MAPPING_NAMES}

@@ -19,6 +19,7 @@ LABELLED = {
     "idefics3": "Image-1: <image>\nImage-2: <image>\n",
     "qwen2.5-vl": f"Picture 1: {PAD}Picture 2: {PAD}",
     "gemma3": "Here is the original image <start_of_image> and here are some crops to help you see better <start_of_image>",
+    "gemma4": "\n\n" + " ".join(f"00:0{n} <|image><|video|><|video|><image|>" for n in range(2)) + "\n\n",
     "qwen3-vl": f"<0.5 seconds>{PAD}<1.5 seconds>{PAD.replace('image', 'video')}",
     "glm-4.1v": f"<|begin_of_video|>{GLM_FRAME}0{GLM_FRAME}12<|end_of_video|>",
     "glm-4.5v": f"<|begin_of_video|>{GLM_FRAME}0.0 seconds{GLM_FRAME}12.5 seconds<|end_of_video|>",

@@ -20,7 +20,8 @@ def second_turn(model, first, second):
     """Both turns' tokens as one prompt, and what the model is given in the second turn, beside the cache of the first."""
     whole = {name: torch.cat([first[name], second[name]], dim=1) for name in MORE if name in first}
     new = {"input_ids": second["input_ids"], "attention_mask": whole["attention_mask"]}
-    new |= {name: value for name, value in second.items() if name not in MORE or name == "token_type_ids"}
+    kinds = adapter_for(model).both_ways[0]
+    new |= {name: value for name, value in second.items() if name not in MORE or name == kinds}
     if "image_grid_thw" in first:
         grids = torch.cat([first["image_grid_thw"], second["image_grid_thw"]])
         positions, _ = model.model.get_rope_index(**whole, image_grid_thw=grids)
@@ -98,8 +99,9 @@ def test_many_questions_go_on_from_one_picture_in_a_batch(family, layer):
     cache = fresh_cache(model)
     first = encode(family, ([picture()], QUESTION), ([picture(1)], "Read it."))
     questions = ["And what?", "How many are there?", "Red?"]
-    hybrid = adapter_for(model).text.hybrid
-    if hybrid or family.name == "gemma3":  # transformers itself runs states through, and counts in windows, the padding between
+    text = adapter_for(model).text
+    hybrid = text.hybrid
+    if hybrid or text.window is not None:  # transformers itself runs states through, and counts in windows, the padding
         questions = questions[:1] * 3
     asked = tokenizer()(questions, padding=True, return_tensors="pt")
     rows = torch.tensor([1, 0, 0])

@@ -46,12 +46,13 @@ def test_a_model_in_pieces_prunes_the_same(family):
     """Weights held elsewhere and brought in module by module, as device_map does when a model does not fit.
 
     Of Idefics3 and GLM only the language model's: transformers' encoders of these look at a weight that is not there, pruned or
-    not.
+    not. Of Gemma 4 only the decoder layers': its embeddings are looked at from outside, too.
     """
     whole, inputs = model_of(family), encode(family, ([picture()], QUESTION))
     expected, trace = prune(whole, inputs, pruner(prune_layer=2))
     pieces = copy.deepcopy(whole)
-    apart = adapter_for(pieces).text.model if family.name.startswith(("idefics3", "glm")) else pieces
+    text = adapter_for(pieces).text
+    apart = text.model if family.name.startswith(("idefics3", "glm")) else text.layers if family.name == "gemma4" else pieces
     accelerate.cpu_offload(apart, execution_device=torch.device("cpu"))
     output, other = prune(pieces, inputs, pruner(prune_layer=2))
     assert other.images[0].kept.tolist() == trace.images[0].kept.tolist()
@@ -78,7 +79,9 @@ def test_a_model_that_is_its_own_assistant_gives_the_greedy_answer(family, layer
 def test_a_peft_model_is_pruned_like_its_merged_weights(family, layer):
     """LoRA on the language model: attach to what peft hands out, generate, detach; nothing is left."""
     model, inputs = copy.deepcopy(model_of(family)), encode(family, ([picture()], QUESTION))
-    names = [name for name, _ in adapter_for(model).text.model.named_modules() if name.endswith(("q_proj", "k_proj", "v_proj"))]
+    inside = set(adapter_for(model).text.model.modules())
+    ends = ("q_proj", "k_proj", "v_proj")
+    names = [name for name, module in model.named_modules() if module in inside and name.endswith(ends)]
     config = peft.LoraConfig(r=4, target_modules=names, init_lora_weights=False)
     torch.manual_seed(0)
     adapted = peft.get_peft_model(model, config)

@@ -63,7 +63,26 @@ def stamped_frames(family: Family, frames: int = 3, rows: int = 4, columns: int 
     }
 
 
-VIDEOS = ("internvl", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "glm-4.1v", "glm-4.5v", "glm-4.6v")
+def timed_frames(family: Family, frames: int = 3, rows: int = 4, columns: int = 6, most: int = 60) -> dict:
+    """The same as Gemma 4 has it: each frame behind its time, its patches padded, and told where they are."""
+    shown = " ".join(f"00:0{n} <|image>{'<|video|>' * (rows * columns // 4)}<image|>" for n in range(frames))
+    ids = tokenizer()(f"<|im_start|>user\n{shown}\nAnd here?<|im_end|>\n", return_tensors="pt").input_ids
+    first = encode(family, ([picture(2)], QUESTION))
+    kinds = 2 * (ids == tokenizer().convert_tokens_to_ids("<|video|>")).long()
+    pixels = torch.rand(frames, most, 3 * 16 * 16, generator=torch.Generator().manual_seed(0))
+    places = torch.full((frames, most, 2), -1)
+    places[:, : rows * columns] = torch.tensor([(x, y) for y in range(rows) for x in range(columns)])
+    return first | {
+        "input_ids": torch.cat([first["input_ids"], ids], dim=1),
+        "attention_mask": torch.ones(1, first["input_ids"].shape[1] + ids.shape[1], dtype=torch.long),
+        "mm_token_type_ids": torch.cat([first["mm_token_type_ids"], kinds], dim=1),
+        "pixel_values_videos": pixels,
+        "video_position_ids": places,
+        "num_frames_per_video": torch.tensor([frames]),
+    }
+
+
+VIDEOS = ("internvl", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "glm-4.1v", "glm-4.5v", "glm-4.6v", "gemma4")
 
 
 @pytest.mark.parametrize("name", ["pyramid", "fastv", "hired", "random"])
@@ -71,7 +90,8 @@ VIDEOS = ("internvl", "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", "glm-4.1v
 def test_a_video_is_a_picture_whose_regions_are_frames(monkeypatch, video_family, name):
     family = FAMILIES[video_family]
     glm, size = video_family.startswith("glm"), 16 if video_family == "internvl" else 6
-    inputs = {"internvl": numbered_frames, "glm": stamped_frames}.get(video_family.partition("-4")[0], video_inputs)(family)
+    made = {"internvl": numbered_frames, "glm": stamped_frames, "gemma4": timed_frames}
+    inputs = made.get(video_family.partition("-4")[0], video_inputs)(family)
     model, method = model_of(family), pruner(name)
     trace = assert_dropping_equals_masking(monkeypatch, model, inputs, method)
     *stills, video = trace.images
@@ -105,6 +125,18 @@ def test_frames_are_what_the_prompt_numbers(text, videos):
             model(input_ids=ids, pixel_values=pixels)
         assert [len(image.sizes) for image in trace.images] == expected
         assert [image.layout.video for image in trace.images] == [frames > 1 for frames in expected]
+
+
+def test_sound_beside_pictures_is_refused():
+    """Gemma 4 hears, too: its tokens are neither the user's words nor a picture's."""
+    family = FAMILIES["gemma4"]
+    model, inputs = model_of(family), encode(family, ([picture()], QUESTION))
+    sound = {"input_features": torch.randn(1, 8, 128), "input_features_mask": torch.ones(1, 8)}
+    with pruner()(model, tokenizer()), torch.no_grad():
+        with pytest.raises(ptp.UnsupportedModelError, match="beside sound in Gemma 4"):
+            model(**inputs, **sound)
+        with pytest.raises(ValueError, match="initialized without an audio_config"):  # alone it is the model's own matter
+            model(input_ids=torch.full((1, 4), 40), **sound)
 
 
 def test_videos_are_refused_where_they_cannot_be_pruned():

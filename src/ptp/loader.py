@@ -12,6 +12,7 @@ import torch
 import transformers
 from transformers import (
     AutoConfig,
+    AutoFeatureExtractor,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
@@ -109,6 +110,8 @@ def load_processor(path: str) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(path)
     parts = {"image_processor": AutoImageProcessor.from_pretrained(path), "tokenizer": tokenizer}
     parts |= {"video_processor": None} if video else {}
+    if "feature_extractor" in kind.get_attributes():  # of models that hear, too
+        parts["feature_extractor"] = AutoFeatureExtractor.from_pretrained(path)
     settings = {"chat_template": tokenizer.chat_template} | {key: value for key, value in settings.items() if key in wanted}
     return pictures_only(kind)(**parts, **settings)
 

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from ..errors import UnsupportedModelError
 from .base import Adapter, Layout, Modality, QueryKey, Span, Tile
 from .gemma3 import Gemma3Adapter
+from .gemma4 import Gemma4Adapter
 from .glm4v import Glm4vAdapter
 from .internvl import InternVLAdapter
 from .llava import LlavaAdapter
@@ -16,6 +17,7 @@ from .paddleocr_vl import PaddleOCRVLAdapter
 from .pixtral import PixtralAdapter
 from .qwen3_5 import Qwen35Adapter
 from .qwen_vl import QwenVLAdapter
+from .refused import REFUSED
 from .smolvlm import SmolVLMAdapter
 from .text_check import check_rows
 
@@ -31,11 +33,13 @@ ADAPTERS: list[type[Adapter]] = [
     Qwen35Adapter,
     Llava15Adapter,
     PixtralAdapter,
+    Gemma4Adapter,
 ]
 """Families, in the order they are listed."""
 
 __all__ = [
     "ADAPTERS",
+    "REFUSED",
     "Adapter",
     "Layout",
     "Modality",
@@ -58,14 +62,16 @@ def check_model_type(model_type: str | None) -> type[Adapter]:
     """The adapter of a `config.model_type`.
 
     Raises:
-        UnsupportedModelError: no adapter takes it; the message lists those that exist.
+        UnsupportedModelError: no adapter takes it; the message lists those that exist, and says why where it is one of
+            `REFUSED`.
     """
     for adapter in ADAPTERS:
         if model_type in adapter.model_types:
             return adapter
     families = ", ".join(f"{a.family} (model_type {', '.join(a.model_types)})" for a in ADAPTERS)
+    reason = f": {REFUSED[model_type]}" if model_type in REFUSED else ""
     raise UnsupportedModelError(
-        f"Model type {model_type!r} is not supported. Families that work: {families}, in the Hugging Face format. "
+        f"Model type {model_type!r} is not supported{reason}. Families that work: {families}, in the Hugging Face format. "
         "docs/add_a_model.md tells how to add one."
     )
 

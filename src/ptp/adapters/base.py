@@ -162,6 +162,8 @@ class Adapter(ABC):
             it, as tile markers do.
         late_features: Names of the language model's arguments that hold the mask of visual tokens and the features added
             to them after its first layers (DeepStack); None where there are none.
+        both_ways: Where some layers have sliding windows: the argument that tells pictures (1) and videos (2) from text (0),
+            and the types of layers in which the tokens of a picture see each other both ways.
 
     The modules are typed Any because families reach into submodules that nn.Module does not declare.
     """
@@ -173,6 +175,7 @@ class Adapter(ABC):
     limits: ClassVar[str] = ""
     line_ends: ClassVar[bool] = False
     late_features: tuple[str, str] | None = None
+    both_ways: tuple[str, tuple[str, ...]] = ("token_type_ids", ("full_attention", "sliding_attention"))
     core: Any
     vision: Any
     vision_depth: int

@@ -9,7 +9,7 @@ from .text_check import check_parts, modeling_of
 
 Part = Literal["q", "k", "v"]
 """Queries, keys or values."""
-WINDOWED = ("gemma3_text",)
+WINDOWED = ("gemma3_text", "gemma4_text")
 """Those whose sliding windows are understood: they count places in the unpruned sequence, whatever has left."""
 
 
@@ -27,10 +27,13 @@ class TextModel:
         attending: Numbers of the layers that attend. The others, in hybrid models, hand a state on from token to token: a token
             that left is not in it, and padding between tokens would be.
         window: Tokens that its sliding-window layers see; None where there are none.
+        shares_from: The first of the layers that look at keys and values of an earlier one; None where there are none.
 
     Raises:
         UnsupportedModelError: a part is missing, or it attends in windows and is not one of `WINDOWED`.
     """
+
+    shares_from: int | None = None
 
     def __init__(self, model: Any, family: str) -> None:
         check_parts(model, family)
@@ -60,6 +63,14 @@ class TextModel:
     def normed(self, layer: int, hidden: Tensor) -> Tensor:
         """What the projections of a layer are given of its input."""
         return self.layers[layer].input_layernorm(hidden)
+
+    def shared(self, layer: int) -> str | None:
+        """The name under which a layer finds the keys and values of an earlier one; None where it has its own."""
+        return self.config.layer_types[layer] if self.shares_from is not None and layer >= self.shares_from else None
+
+    def beside(self, embeds: Tensor) -> dict[str, Any]:
+        """What the model must be given beside embeddings (B, S, D) of no words."""
+        return {}
 
     def last_norm(self, hidden: Tensor) -> Tensor:
         """What the norm behind the last layer makes of hidden states (..., D)."""

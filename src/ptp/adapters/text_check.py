@@ -73,6 +73,8 @@ def _lacking(number: int, layer: Any) -> str:
         return f"input_layernorm in layer {number}"
     attention = layer.self_attn
     parts = ("qkv_proj",) if hasattr(attention, "qkv_proj") else ("q_proj", "k_proj", "v_proj")
+    if getattr(attention, "is_kv_shared_layer", False):  # it looks at the keys and values of an earlier layer
+        parts = ("q_proj",)
     for name in (*parts, "head_dim", "scaling"):
         if not hasattr(attention, name):
             return f"self_attn.{name} in layer {number}"
@@ -145,7 +147,8 @@ def _listen(text: "TextModel", numbers: list[int]) -> dict[int, _Call]:
             stack.callback(layer.register_forward_pre_hook(at_layer(number), with_kwargs=True).remove)
             stack.callback(layer.self_attn.register_forward_pre_hook(at_attention(number), with_kwargs=True).remove)
         with contextlib.suppress(_Heard):
-            model(inputs_embeds=noise.to(device, model.dtype), use_cache=False)
+            embeds = noise.to(device, model.dtype)
+            model(inputs_embeds=embeds, use_cache=False, **text.beside(embeds))
     return calls
 
 
@@ -184,9 +187,13 @@ def _own_rows(text: "TextModel", number: int, call: _Call) -> Tensor | None:
 def _read_rows(text: "TextModel", number: int, call: _Call, given: tuple[Tensor, Tensor]) -> Tensor:
     """The same from queries and keys, as the probe reads them."""
     normed = text.normed(number, call.hidden)
-    queries, keys = (text.heads(number, text.projection(number, part)(normed), part) for part in ("q", "k"))
+    queries = text.heads(number, text.projection(number, "q")(normed), "q")
     cos, sin = text.positions(number, given, call.hidden, call.places)
-    queries, keys = text.rotate(queries, cos, sin), text.rotate(keys, cos, sin)
+    queries, name = text.rotate(queries, cos, sin), text.shared(number)
+    if name is None:
+        keys = text.rotate(text.heads(number, text.projection(number, "k")(normed), "k"), cos, sin)
+    else:
+        keys = call.attention["shared_kv_states"][name][0]
     queries = text.at_places(queries, _far(call))
     keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
     products = queries.float() @ keys.float().mT * text.scale(number)

@@ -85,7 +85,12 @@ class Prompt:
         embeddings = embeddings.masked_scatter(
             self.adapter.visual_tokens(self.ids)[..., None], pictures.to(embeddings.device, embeddings.dtype)
         )
-        return {"inputs_embeds": embeddings[:, places], "position_ids": self.positions[..., places]}
+        made = {"inputs_embeds": embeddings[:, places], "position_ids": self.positions[..., places]}
+        text = self.adapter.text
+        if getattr(text.config, "hidden_size_per_layer_input", 0):  # Gemma 4 looks these up by ids, and padding for pictures
+            words = self.ids.masked_fill(self.adapter.visual_tokens(self.ids), text.config.pad_token_id)
+            made["per_layer_inputs"] = text.model.get_per_layer_inputs(words)[:, places]
+        return made
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The words that templates and processors write before pictures: "Frame1: ", "<0.5 seconds>"; or behind them: "0.5 seconds"."""
+"""The words that templates and processors write before pictures: "Frame1: ", "<0.5 seconds>", "00:01 "; or behind them: "3"."""
 
 import inspect
 import re
@@ -9,14 +9,14 @@ from typing import Any
 from .text import CUT, MARKERS, PICTURE
 
 AHEAD = rf"(?=[\s{MARKERS}]*{PICTURE})"
-NUMBERED = r"(?:[^\W\d]+[ ])?[^\W\d]+[-#\ ]?\d[\d.:]*\s*:"
+NUMBERED = r"(?:(?:[^\W\d]+[ ])?[^\W\d]+[-#\ ]?\d[\d.:]*\s*:|\d+:\d\d[ ])"
 BRACKETED = re.compile(rf"<[^<>\n]{{1,40}}>{AHEAD}")
 """<0.5 seconds>; <row_1_col_1> where it is no token."""
 BEHIND = re.compile(rf"(?<={PICTURE}[{MARKERS}])\d+(?:\.\d+ seconds)?(?=[{MARKERS}])")
 """GLM's frames have their second behind them, 3 or 3.0 seconds, before the next one or the video's end; a user who writes
 nothing but a number between two pictures is not told from that."""
 LABEL = re.compile(
-    rf"""(?:(?:\A|(?<=[\n{MARKERS}]))\s*{NUMBERED}             # a line of its own: Frame1:, Image-1:, Frame from 00:01:
+    rf"""(?:(?:\A|(?<=[\n{MARKERS}]))\s*{NUMBERED}             # a line of its own: Frame1:, Image-1:, Frame from 00:01:, 00:01
     | (?<=\S)[A-Z][a-z]+[-#\ ]?\d[\d.:]*\s*:                # joined to what is before it: What is this?Picture 1:
     ){AHEAD}""",
     re.VERBOSE,

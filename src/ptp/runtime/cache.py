@@ -1,17 +1,20 @@
 """KV caches: which can be pruned, shortening them, and going on from a shortened one."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache
+from transformers import Cache, cache_utils
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from ..errors import UnsupportedModelError
 from .gather import take
+
+HOLDS_NOTHING: Any = getattr(cache_utils, "DummyLayer", None)
+"""Stands for a layer that looks at the keys and values of an earlier one; older releases have none."""
 
 
 class UnsupportedCacheError(UnsupportedModelError):
@@ -149,8 +152,8 @@ class PrunedLayer(DynamicLayer):
 def with_slots(layers: Sequence[Any]) -> list[Any]:
     """Those of a cache's layers that hold keys and values, one slot a token: what is pruned, measured and asked for the past.
 
-    The others hold what a recurrence has made of all tokens, of one size whatever it has seen. None of that can be taken out
-    again; layers from the one on that prunes are not given what left.
+    The others hold what a recurrence has made of all tokens, of one size whatever it has seen: none of that can be taken out
+    again, and layers from the one on that prunes are not given what left. Or they hold nothing, and look at an earlier layer's.
     """
     return [layer for layer in layers if isinstance(layer, CacheLayerMixin)]
 
@@ -181,7 +184,7 @@ def check_cache(cache: Any, windowed: bool = False) -> None:
             DynamicLayer() if type(layer) is DynamicSlidingWindowLayer and not layer.is_initialized else layer
             for layer in cache.layers
         ]
-    takes = (DynamicLayer, PrunedLayer, LinearAttentionLayer)
+    takes = (DynamicLayer, PrunedLayer, LinearAttentionLayer, HOLDS_NOTHING)
     if getattr(cache, "offloading", False) or any(type(layer) not in takes for layer in cache.layers):
         kinds = sorted({type(layer).__name__ for layer in cache.layers})
         raise UnsupportedCacheError(
@@ -222,12 +225,15 @@ def held_places(record: Record | None, cache: Any, batch: int) -> Tensor:
     return torch.cat([record.places, since.expand(batch, -1)], dim=1)
 
 
-def window_masks(record: Record, cache: Any, mask: Any, blocks: Tensor, window: int, floats: bool) -> dict[str, Tensor]:
+def window_masks(
+    record: Record, cache: Any, mask: Any, blocks: Tensor, window: int, both_ways: Collection[str], floats: bool
+) -> dict[str, Tensor]:
     """Masks of full and of sliding-window layers for tokens that follow a pruned cache: windows count what was seen.
 
     Args:
         mask: As for `continue_from`.
-        blocks: (B, new) the picture that each new token is of, -1 for text: tokens of one see each other both ways.
+        blocks: (B, new) the picture that each new token is of, -1 for text.
+        both_ways: Types of layers in which the tokens of a picture see each other both ways.
         floats: Whether the attention adds its masks.
 
     Returns:
@@ -241,21 +247,34 @@ def window_masks(record: Record, cache: Any, mask: Any, blocks: Tensor, window: 
     keys = torch.cat([held_places(record, cache, batch).to(like.device), queries], dim=1)  # (B, held + new)
     behind = queries[:, :, None] - keys[:, None]
     together = torch.nn.functional.pad(blocks, (slots, 0), value=-1)[:, None] == blocks[:, :, None]
-    full = ((behind >= 0) | (together & (blocks >= 0)[:, :, None])) & valid[:, None]
-    masks = {"full_attention": full[:, None], "sliding_attention": (full & (behind < window))[:, None]}
+    causal, together = behind >= 0, together & (blocks >= 0)[:, :, None]
+    masks = {}
+    for name, near in (("full_attention", valid[:, None]), ("sliding_attention", valid[:, None] & (behind < window))):
+        masks[name] = (((causal | together) if name in both_ways else causal) & near)[:, None]
     if not floats:
         return masks
     low = torch.finfo(like.dtype).min
     return {name: torch.zeros_like(one, dtype=like.dtype).masked_fill(~one, low) for name, one in masks.items()}
 
 
-def compact_cache(cache: Cache, layers: int, start: int, index: Tensor) -> None:
-    """Shorten the first `layers` layers of a cache, from slot `start` on, to `index` (B, S') counted from there."""
-    for layer in with_slots(cache.layers[:layers]):
-        for name in ("keys", "values"):
-            states = getattr(layer, name)
+def compact_cache(cache: Cache | None, shared: Any, layers: int, start: int, index: Tensor) -> None:
+    """Shorten the first `layers` layers of a cache, from slot `start` on, to `index` (B, S') counted from there.
+
+    Args:
+        shared: (keys, values) that later layers will look at, by name; None where they have their own. Shortened, too.
+    """
+    made: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def shorten(states: Tensor) -> Tensor:
+        if id(states) not in made:  # what is shared is in the cache, too, and stays one tensor
             short = take(states[:, :, start:], index, dim=2)
-            setattr(layer, name, torch.cat([states[:, :, :start], short], dim=2) if start else short)
+            made[id(states)] = states, torch.cat([states[:, :, :start], short], dim=2) if start else short
+        return made[id(states)][1]
+
+    for layer in with_slots(cache.layers[:layers]) if cache is not None else ():
+        layer.keys, layer.values = shorten(layer.keys), shorten(layer.values)
+    for name, (keys, values) in list((shared or {}).items()):
+        shared[name] = shorten(keys), shorten(values)
 
 
 def finish_cache(cache: Cache, record: Record) -> None:

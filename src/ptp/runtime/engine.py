@@ -19,6 +19,7 @@ from ..errors import UnsupportedModelError
 from .cache import going_on
 from .compiled import refuse_compiled, uncompiled
 from .deepstack import add_late_features
+from .gather import take
 from .hooks import Hook, Shadow
 from .incoming import Incoming
 from .prefill import Prefill, Setup
@@ -128,6 +129,8 @@ class Engine:
         prefill.see(self.vision.pictures(prefill))
         if self.adapter.text.window is not None and prefill.cache is None and kwargs.get("use_cache") is not False:
             kwargs = kwargs | {"past_key_values": DynamicCache()}  # the model's own would forget
+        if prefill.wants_last(kwargs.get("logits_to_keep") or 0):
+            kwargs = kwargs | {"logits_to_keep": 0}
         if self.adapter.late_features is None:
             return args, kwargs
         mask, features = (kwargs.get(name) for name in self.adapter.late_features)
@@ -144,6 +147,7 @@ class Engine:
                 return None
             hidden, remaining = args[0] if args else kwargs["hidden_states"], prefill.remaining
             prefill.cache = kwargs.get("past_key_values")  # where the caller passed none, the model has made one
+            prefill.shared = kwargs.get("shared_kv_states")
             if number == 0 and self.setup.reads.inputs:
                 prefill.inputs = hidden
             if stage is not None:
@@ -153,10 +157,13 @@ class Engine:
                     hidden = prefill.prune(stage, pictures, hidden)
             if not remaining.shorter:
                 return None
-            changed = {name: remaining.shorten(kwargs.get(name)) for name in ("position_ids", "position_embeddings")}
-            changed["attention_mask"] = prefill.mask(number, hidden, kwargs.get("attention_mask"))
+            changed = {"attention_mask": prefill.mask(number, hidden, kwargs.get("attention_mask"))}
+            others = args[1:]
+            if hidden.shape[1] == remaining.places.shape[1]:  # not where the model itself goes on with the last token only
+                changed |= {name: remaining.shorten(kwargs.get(name)) for name in ("position_ids", "position_embeddings")}
+                others = tuple(take(each, remaining.places, dim=1) if isinstance(each, Tensor) else each for each in others)
             if args:
-                return (hidden, *args[1:]), kwargs | changed
+                return (hidden, *others), kwargs | changed
             return args, kwargs | changed | {"hidden_states": hidden}
 
         return hook
@@ -174,6 +181,8 @@ class Engine:
     def _leave_language(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         prefill = self.running.prefill
         if prefill is not None:
+            if prefill.last and prefill.remaining.shorter:  # the model takes what is short for its own doing
+                output.last_hidden_state = output.last_hidden_state[:, -prefill.last :]
             cache = getattr(output, "past_key_values", None)
             self.trace.update(prefill.trace(cache))
             prefill.finish(cache)

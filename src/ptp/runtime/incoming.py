@@ -13,6 +13,9 @@ from ..adapters import Adapter
 from ..errors import UnsupportedModelError
 from .cache import Record, check_cache, continue_from, held, held_places, record_of, window_masks
 
+SOUND = "input_features"
+"""The argument that holds sound."""
+
 
 @dataclass(frozen=True)
 class Held:
@@ -35,7 +38,7 @@ class Incoming:
     Attributes:
         input_ids: (B, S) the new tokens; None where they came as embeddings.
         new: S.
-        encoded: Encoder outputs that were passed, by modality. fresh: Names of the pixel arguments that were passed.
+        encoded: Encoder outputs that were passed, by modality. fresh: Names of the pixel (or sound) arguments passed.
         cache: The KV cache, None without one. seen: Tokens that it has seen. record: What left it; None where nothing has.
         mask: The attention mask as it was passed; behind a pruned cache, one in which what left is padding.
     """
@@ -60,7 +63,7 @@ class Incoming:
         embeddings = kwargs.get("inputs_embeds")
         new = next((given.shape[1] for given in (input_ids, embeddings) if given is not None), 0)
         encoded = {name: output for name, output in (kwargs.get("mm_encoder_outputs") or {}).items() if output is not None}
-        fresh = frozenset(name for name in ("pixel_values", "pixel_values_videos") if kwargs.get(name) is not None)
+        fresh = frozenset(name for name in ("pixel_values", "pixel_values_videos", SOUND) if kwargs.get(name) is not None)
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         seen = cache.get_seq_length() if cache is not None else 0
         record = record_of(cache) if seen else None
@@ -79,7 +82,9 @@ class Incoming:
             ValueError: they came in a way that hides where they are.
         """
         kinds = adapter.modalities
-        if (self.fresh - {kind.pixels for kind in kinds}) or (self.encoded.keys() - {kind.name for kind in kinds}):
+        pixels = self.fresh - {SOUND}
+        shown = bool(pixels or self.encoded)
+        if (pixels - {kind.pixels for kind in kinds}) or (self.encoded.keys() - {kind.name for kind in kinds}):
             raise UnsupportedModelError(
                 f"Videos cannot be pruned in {adapter.family}. Pass frames as pictures, or detach the pruner first."
             )
@@ -94,7 +99,11 @@ class Incoming:
                 f"mm_encoder_outputs cannot be used: {type(adapter.core).__name__} of transformers {transformers.__version__} "
                 "takes none, and would read image tokens as words. Pass pixel_values, or install transformers 5.18 or newer."
             )
-        shown = bool(self.fresh or self.encoded)
+        if shown and SOUND in self.fresh:
+            raise UnsupportedModelError(
+                f"Pictures cannot be pruned beside sound in {adapter.family}: its tokens are neither words nor visual. Ask "
+                "about one of them at a time, or detach the pruner first."
+            )
         if self.input_ids is None and (shown or self.new > 1):
             raise ValueError(
                 "input_ids are needed while visual tokens are pruned, got inputs_embeds: nothing tells where pictures are in "
@@ -139,15 +148,16 @@ class Incoming:
     def attention_mask(self, adapter: Adapter, kwargs: Mapping[str, Any]) -> Any:
         """The mask that the core is given instead of the one passed, behind a pruned cache: (B, seen + S), or one mask for
         each kind of layer where some have sliding windows, which count what was seen."""
-        text, kinds = adapter.text, kwargs.get("token_type_ids")
+        text, (told, both_ways) = adapter.text, adapter.both_ways
+        kinds = kwargs.get(told)
         if text.window is None or self.record is None:
             return self.mask
         blocks = torch.full((len(self.record.valid), self.new), -1)
         if kinds is not None:
-            image = (kinds[:, -self.new :] == 1).cpu()
+            image = ((kinds[:, -self.new :] == 1) | (kinds[:, -self.new :] == 2)).cpu()
             blocks = torch.where(image, (image & ~torch.nn.functional.pad(image, (1, 0))[:, :-1]).cumsum(dim=1), blocks)
         eager = text.config._attn_implementation == "eager"
-        return window_masks(self.record, self.cache, kwargs.get("attention_mask"), blocks, text.window, eager)
+        return window_masks(self.record, self.cache, kwargs.get("attention_mask"), blocks, text.window, both_ways, eager)
 
     @property
     def _ids(self) -> Tensor:

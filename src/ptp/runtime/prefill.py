@@ -75,6 +75,8 @@ class Prefill:
         encoded: Encoder outputs that were passed, by modality. visions: What was read of those made in this call.
         asked: (B, S) bool, the text tokens that score. asked_places: (B, R) where they are; asked_valid: (B, R).
         cache: The KV cache, None without one. held: What it held before.
+        shared: Keys and values of earlier layers that later ones look at, (keys, values) by name; None without such.
+        last: How many of the last tokens are wanted of the language model, where it is told; 0 is all.
         remaining: Which of the new tokens are left.
         spans, pictures: Where the pictures are, and what may be read of them. structures: Their line ends and tile markers.
         captured: Outputs of projections in the attending layer below the next stage. captured_of: What was left there.
@@ -102,6 +104,8 @@ class Prefill:
     captured_of: Remaining | None = None
     inputs: Tensor | None = None
     late: tuple[Tensor, Sequence[Tensor]] | None = None
+    shared: Any = None
+    last: int = 0
     selections: list[Selection] = field(default_factory=list)
     layer_tokens: tuple[int, ...] = ()
     contexts: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -130,6 +134,18 @@ class Prefill:
         for span in self.spans:
             spare[span.row, span.positions.cpu()] = False
         self.structures = [structure_of(span, spare[span.row], follow) for span in self.spans]
+
+    def wants_last(self, tokens: int) -> bool:
+        """Take in that only the last tokens are wanted of the language model (0: all), and say whether it must not know.
+
+        Layers that look at keys and values of earlier ones then get these tokens only. Where some of them might leave, or do
+        so in such a layer, all tokens go through.
+        """
+        self.last, shares_from = tokens, self.setup.adapter.text.shares_from
+        if not tokens or shares_from is None:
+            return False
+        text = self.is_token & ~self.setup.adapter.visual_tokens(self.input_ids)
+        return tokens > 1 or not bool(text[:, -1].all()) or self.setup.stages[-1].layer >= shares_from
 
     def asked_slots(self, remaining: Remaining | None = None) -> Tensor:
         """(B, R) where the scoring text tokens are in the current sequence, or in another; they never leave."""
@@ -173,8 +189,7 @@ class Prefill:
                 "Pictures that go on from a KV cache cannot be pruned in a batch whose rows are, or would be, of different "
                 "length: linear attention would run through the padding between. Prefill such rows one by one."
             )
-        if self.cache is not None:
-            compact_cache(self.cache, stage.layer, self.held.valid.shape[1], left)
+        compact_cache(self.cache, self.shared, stage.layer, self.held.valid.shape[1], left)
         return take(merged, left, dim=1)
 
     def _each(self) -> Iterator[tuple[Span, Structure, Selection, Picture]]:
@@ -191,9 +206,11 @@ class Prefill:
         rows are padded.
 
         Args:
+            hidden: (B, S', D) its input; or (B, 1, D), where the model goes on with the prompt's last token only.
             given: The layer's own. With sliding windows there may be more in it than what is causal; None is nothing more.
         """
-        held, text = self.held, self.setup.adapter.text
+        held, text, left = self.held, self.setup.adapter.text, self.remaining.places.shape[1]
+        whole = hidden.shape[1] == left
         if layer not in text.attending:
             return self.remaining.valid.to(hidden.device) if self.remaining.padded else None
         if text.window is not None and given is not None:
@@ -206,13 +223,14 @@ class Prefill:
                 flat = torch.nn.functional.pad(flat, (held.seen - held.valid.shape[1], 0))
             return create_causal_mask(
                 config=text.config,
-                inputs_embeds=hidden,
+                inputs_embeds=hidden if whole else hidden.expand(-1, left, -1),
                 attention_mask=flat,
                 past_key_values=self.cache if held.valid.shape[1] else None,
                 layer_idx=layer,
             )
 
-        return self.remaining.once(create_causal_mask, causal)
+        mask = self.remaining.once(create_causal_mask, causal)
+        return mask if mask is None or whole else mask[:, :, -1:]
 
     def finish(self, cache: Cache | None) -> None:
         """Let the cache know what it has seen and does not hold."""

@@ -85,16 +85,23 @@ class Remaining:
         return self.once(argument, lambda: take_positions(argument, self.places))
 
     def shorten_mask(self, mask: Tensor, held: int) -> Tensor:
-        """A layer's own mask (B or 1, 1, S, held + S), at the tokens that are left; `held` slots of a cache come first."""
+        """A layer's own mask (B or 1, 1, S, held + S), at the tokens that are left; `held` slots of a cache come first.
+
+        Where the model goes on with the prompt's last token only, (B or 1, 1, 1, held + S): it never leaves.
+        """
         return self.once(mask, lambda: self._short_mask(mask, held))
 
     def _short_mask(self, mask: Tensor, held: int) -> Tensor:
         places, valid = self.places.to(mask.device), self.valid.to(mask.device)
         cached = torch.arange(held, device=mask.device).expand(len(places), -1)
-        short = take(take(mask, places, dim=2), torch.cat([cached, held + places], dim=1), dim=3)
-        own = torch.eye(places.shape[1], dtype=torch.bool, device=mask.device)
+        columns, asked = torch.cat([cached, held + places], dim=1), min(mask.shape[2], places.shape[1])
+        rows = places[:, -asked:] - (self._prompt_length - mask.shape[2])
+        short = take(take(mask, rows, dim=2), columns, dim=3)
+        own = torch.eye(places.shape[1], dtype=torch.bool, device=mask.device)[-asked:]
         padding = torch.nn.functional.pad(~valid[:, None, None] & ~own, (held, 0))
-        empty = torch.nn.functional.pad(own & ~valid[:, None, :, None], (held, 0))  # pads see themselves: none sees nothing
+        empty = torch.nn.functional.pad(
+            own & ~valid[:, None, -asked:, None], (held, 0)
+        )  # pads see themselves: none sees nothing
         low, zero = (False, True) if mask.dtype == torch.bool else (torch.finfo(mask.dtype).min, 0.0)
         return short.masked_fill(padding, low).masked_fill(empty, zero)
 

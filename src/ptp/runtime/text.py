@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .. import scoring
 from ..adapters import Adapter, Span
-from ..adapters.text import Part
+from ..adapters.text import Part, TextModel
 from ..errors import UnsupportedModelError
 from .gather import take, take_positions
 from .hooks import Hook
@@ -128,20 +128,29 @@ class AtStage:
         """Queries (B, H, R, D), keys (B, H / g, held + S', D), and the values' norms (B, H / g, held + S') where they weigh."""
         assert self.probe is not None
         prefill, text, source, probe = self.prefill, self.adapter.text, self.source, self.probe
-        rows = prefill.asked_slots(self.seen)
+        rows, parts, name = prefill.asked_slots(self.seen), projected(text, probe, source), text.shared(source)
         if source == self.layer:
             normed = text.normed(source, self.hidden)
-            outputs: dict[Part, Tensor] = {part: text.projection(source, part)(normed) for part in probe.parts if part != "q"}
+            outputs: dict[Part, Tensor] = {part: text.projection(source, part)(normed) for part in parts if part != "q"}
             outputs["q"] = text.projection(source, "q")(take(normed, rows, dim=1))
         else:
             outputs = prefill.captured
-        queries, keys = text.heads(source, outputs["q"], "q"), text.heads(source, outputs["k"], "k")
-        norms = text.heads(source, outputs["v"], "v").float().norm(dim=-1) if probe.values else None
+        queries = text.heads(source, outputs["q"], "q")
         if probe.rotary:
             cos, sin = self._turns
             queries = text.rotate(queries, take_positions(cos, rows), take_positions(sin, rows))
             places = self.seen.shorten(self.positions)
             queries = text.at_places(queries, None if places is None else take_positions(places, rows))
+        if name is not None:  # at their positions, behind those of the cache
+            keys, values = prefill.shared[name]
+            norms = values.float().norm(dim=-1) if probe.values else None
+            if not probe.rotary:
+                new = prefill.held.valid.shape[1]
+                keys, norms = unturned(text, keys[:, :, new:], *self._turns), None if norms is None else norms[:, :, new:]
+            return queries, keys, norms
+        keys = text.heads(source, outputs["k"], "k")
+        norms = text.heads(source, outputs["v"], "v").float().norm(dim=-1) if probe.values else None
+        if probe.rotary:
             keys = text.rotate(keys, cos, sin)
             cached = prefill.held.valid.shape[1]
             if cached and prefill.cache is not None:
@@ -150,6 +159,17 @@ class AtStage:
                 if norms is not None:
                     norms = torch.cat([earlier.values[:, :, :cached].float().norm(dim=-1), norms], dim=2)
         return queries, keys, norms
+
+
+def projected(text: TextModel, probe: TextProbe, layer: int) -> tuple[Part, ...]:
+    """What of a layer's projections the probe compares; keys and values that are an earlier layer's are found there."""
+    return probe.parts if text.shared(layer) is None else ("q",)
+
+
+def unturned(text: TextModel, keys: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Keys (B, H, S, D) without the rotary positions that they carry, (cos, sin) (B or 1, S, D)."""
+    square = cos.square() + sin.square()  # models that see far scale both
+    return text.rotate(keys, cos / square, -sin / square)
 
 
 @dataclass(frozen=True)
@@ -193,8 +213,16 @@ class PictureReadings:
                 f"Layer {layer} does not attend: it has no keys to read. Prune at one that does: "
                 f"{', '.join(map(str, text.attending))}."
             )
-        projected = text.projection(layer, "k")(text.normed(layer, self.states()[None]))
-        return text.heads(layer, projected, "k").transpose(1, 2).flatten(2)[0]
+        if (name := text.shared(layer)) is None:
+            output = text.projection(layer, "k")(text.normed(layer, self.states()[None]))
+            keys = text.heads(layer, output, "k")
+        else:
+            prefill, row, slots = self.stage.prefill, self.span.row, self._slots()[None]
+            carried = prefill.shared[name][0][row : row + 1, :, prefill.held.valid.shape[1] :]
+            given = prefill.remaining.shorten(self.stage.embeddings)
+            turns = (take_positions(part[min(row, len(part) - 1), None], slots) for part in given)
+            keys = unturned(text, take(carried, slots, dim=2), *turns)
+        return keys.transpose(1, 2).flatten(2)[0]
 
     def text_keys(self) -> Tensor:
         """(R, heads * width) keys of the probed text tokens."""
@@ -248,7 +276,7 @@ class TextReader:
             return
         sources = {layer: self.probe.source(layer, self.adapter.text.attending) for layer in layers}
         for below in {source for layer, source in sources.items() if source is not None and source != layer}:
-            for part in self.probe.parts:
+            for part in projected(self.adapter.text, self.probe, below):
                 module = self.adapter.text.projection(below, part)
                 yield module.register_forward_hook(Hook(self._capture(part, running)))
 

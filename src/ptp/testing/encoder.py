@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,6 +47,19 @@ class Attended:
             mask = self.mask if queries is None else self.mask[..., queries, :]
             logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
         return logits.softmax(dim=-1).mean(dim=1)
+
+    def sequences(self) -> "list[Attended]":
+        """The U sequences one by one."""
+        units = range(self.query.shape[0])
+        masks = [self.mask if self.mask is None or len(self.mask) == 1 else self.mask[unit, None] for unit in units]
+        return [replace(self, query=self.query[n, None], key=self.key[n, None], mask=masks[n]) for n in units]
+
+    def seen(self) -> Tensor:
+        """(L',) rows of a single sequence that any of its rows sees."""
+        if self.mask is None:
+            return torch.arange(self.key.shape[2])
+        shown = self.mask if self.mask.dtype == torch.bool else self.mask > torch.finfo(self.mask.dtype).min / 2
+        return shown.flatten(0, -2).any(dim=0).nonzero()[:, 0].cpu()
 
 
 @contextlib.contextmanager

@@ -73,18 +73,20 @@ def _shares(gradients: Tensor) -> Tensor:
 
 
 def row_scores(calls: Sequence[Attended], cls: bool) -> Tensor:
-    """(L,) score of each row of one layer's sequences: what [CLS], the first row of each, pays it; or what it receives."""
+    """(L,) score of each row of one layer's sequences: what [CLS], the first row of each, pays it; or what it receives.
+
+    Rows that no other sees are padding: they neither speak nor receive.
+    """
     parts = []
-    for call in calls:
-        length = call.query.shape[2]
+    for sequence in (one for call in calls for one in call.sequences()):
+        real = sequence.seen()
+        speakers, length = real, len(real)
         if cls:
-            maps = call.maps(torch.tensor([0]))
+            speakers = real[:1]
         elif length > SPOKEN_FOR:
             chance = torch.rand(SPEAKERS, generator=torch.Generator().manual_seed(0)).tolist()
-            maps = call.maps(torch.tensor([int((i + chance[i]) * length / SPEAKERS) for i in range(SPEAKERS)]))
-        else:
-            maps = call.maps()
-        parts.append(maps.mean(dim=1).flatten())
+            speakers = real[[int((i + chance[i]) * length / SPEAKERS) for i in range(SPEAKERS)]]
+        parts.append(sequence.maps(speakers).mean(dim=1).flatten())
     return torch.cat(parts)
 
 
