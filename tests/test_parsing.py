@@ -80,6 +80,7 @@ def test_another_one_is_refused_by_method_setting_value_and_what_is_allowed(writ
 def test_only_what_can_be_written_is_a_setting():
     assert list(settings_of("every")) == [
         "window",
+        "keep_structure",
         "flag",
         "number",
         "share",
@@ -90,9 +91,9 @@ def test_only_what_can_be_written_is_a_setting():
         "either",
         "layers",
     ]
-    with pytest.raises(ValueError, match="Settings of every are window, flag"):
+    with pytest.raises(ValueError, match="Settings of every are window, keep_structure, flag"):
         parse_variant("every:scores=1")
-    with pytest.raises(ValueError, match="Settings of every are window, flag"):
+    with pytest.raises(ValueError, match="Settings of every are window, keep_structure, flag"):
         parse_variant("every:record_scores=false")
 
 

@@ -5,9 +5,8 @@ import inspect
 import pytest
 import torch
 import transformers
-from families import FAMILIES, QUESTION, encode, model_of, picture, pruner, tokenizer
+from families import FAMILIES, QUESTION, encode, fresh_cache, model_of, picture, pruner, tokenizer
 from packaging.version import Version
-from transformers import DynamicCache
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 import ptp
@@ -55,8 +54,7 @@ def test_generate_prunes_wherever_the_pictures_are_encoded(family, monkeypatch, 
     assert where == [not (before and takes_encoded(model))], "the encoder runs once, and where it should"
     kept = [image.kept.tolist() for image in trace.images]
     with torch.no_grad(), method(model, tokenizer()) as trace:
-        cache = DynamicCache()
-        logits = model(**inputs, past_key_values=cache).logits
+        logits = model(**inputs, past_key_values=fresh_cache(model)).logits
         assert [image.kept.tolist() for image in trace.images] == kept and len(kept[0]) < trace.images[0].num_tokens
         assert torch.equal(logits[:, -1].argmax(dim=-1), ids[:, -4])
 

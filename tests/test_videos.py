@@ -11,11 +11,11 @@ import ptp
 def video_inputs(family: Family, frames: int = 3, rows: int = 4, columns: int = 6) -> dict:
     """A prompt with a picture, a video (sizes in patches) and a question, as the family's processor lays it out."""
     first = encode(family, ([picture(2)], QUESTION))
-    patch = 16 if family.name == "qwen3-vl" else 14
+    patch = 14 if family.name in ("qwen2-vl", "qwen2.5-vl") else 16
     per_frame = "<|video_pad|>" * (rows * columns // 4)
     shown = (
         f"<|vision_start|>{per_frame * frames}<|vision_end|>"
-        if family.name != "qwen3-vl"
+        if family.name in ("qwen2-vl", "qwen2.5-vl")
         else "".join(f"<{n}.0 seconds><|vision_start|>{per_frame}<|vision_end|>" for n in range(frames))
     )
     ids = tokenizer()(f"<|im_start|>user\n{shown}\nAnd here?<|im_end|>\n", return_tensors="pt").input_ids
