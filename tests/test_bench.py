@@ -182,7 +182,9 @@ def test_every_family_is_measured_on_a_picture_of_its_own(name):
     kept = round(0.25 * prompt.visual_tokens)
     assert {row.visual_tokens for row in rows if row.method != "full"} == {kept}
     text = prompt.ids.shape[1] - prompt.visual_tokens
-    held = len(prompt.adapter.text.attending) * 2 * 2 * 12 * 4 * (text + kept)
+    decoder = prompt.adapter.text
+    holding = [layer for layer in decoder.attending if decoder.shared(layer) is None]
+    held = len(holding) * 2 * 2 * 12 * 4 * (text + kept)
     limit = row_of(rows, "limit", kept / prompt.visual_tokens)
     assert rows[1].cache_bytes == held and rows[1].select.median > 0
     assert limit.cache_bytes == held or (prompt.adapter.text.window and limit.cache_bytes < held), "windows alone may forget"

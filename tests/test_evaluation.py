@@ -25,7 +25,7 @@ from ptp.runtime import Reads, VisionRead
 from ptp.tiny.drawing import GRIDS, TILE, tiled_as_drawn
 from ptp.tiny.tasks import TASKS
 
-FIXED = ("gemma3", "smolvlm", "idefics3", "llava-1.5")
+FIXED = ("gemma3", "smolvlm", "idefics3", "llava-1.5", "gemma4")
 """Families that give every picture as many tokens."""
 
 

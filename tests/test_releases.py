@@ -86,7 +86,8 @@ def _noting(function, enter, leave=lambda: None):
 def test_encoded_pictures_are_pruned_or_refused(family):
     """Releases that do not take them drop the argument, and would read image tokens as words."""
     model, inputs = model_of(family), encode(family, ([picture()], QUESTION))
-    pixels = {name: value for name, value in inputs.items() if name.startswith("pixel") or name == "image_sizes"}
+    about = ("image_sizes", "image_position_ids")
+    pixels = {name: value for name, value in inputs.items() if name.startswith("pixel") or name in about}
     text = {name: value for name, value in inputs.items() if name not in pixels}
     shown = pixels | {name: value for name, value in inputs.items() if name == "image_grid_thw"}
     with torch.no_grad(), pruner()(model, tokenizer()) as trace:

@@ -169,7 +169,7 @@ def test_the_embedded_model_answers_and_pruning_keeps_its_answers(tiny):
             with ptp.PyramidPruner(keep_ratio=0.5)(model) as trace:
                 half.append(answer(model, proc, inputs, 4) == example.answer)
             if example.evidence:
-                tokens = evidence_tokens(example.evidence, sample.scene.grid, 16)
+                tokens = evidence_tokens(example.evidence, sample.scene.grid, trace.images[0].layout)
                 evidence.append(len(tokens & set(trace.images[0].kept.tolist())) / len(tokens))
     assert np.mean(full) >= 0.8 and np.mean(half) >= np.mean(full) - 0.08
     assert np.mean(evidence) > 0.75
