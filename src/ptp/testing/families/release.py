@@ -4,7 +4,7 @@ import importlib
 
 from ..family import Family
 
-NEEDS: dict[str, str] = {}
+NEEDS = {"gemma4": "5.21"}
 """Modules of this package, and the release of transformers from which on what they import is there (without torchvision)."""
 missing: list[str] = []
 """Those of them that are not here."""
