@@ -294,6 +294,7 @@ INTERRUPTED_EVAL = """
 import os, signal, sys
 import ptp.cli
 from ptp.evaluation import Examiner
+signal.signal(signal.SIGINT, signal.default_int_handler)
 original, cells = Examiner.fill, []
 def fill(*arguments):
     cells.append(1)
