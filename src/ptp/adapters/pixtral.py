@@ -94,8 +94,11 @@ class PixtralAdapter(Adapter):
         heads = self.vision_attention(layer).heads
         q, k = (states.unflatten(-1, (heads, -1)).transpose(1, 2) for states in (queries, keys))  # (1, H, patches, D)
         axes = [torch.cartesian_prod(torch.arange(sheet.rows), torch.arange(sheet.columns)) for sheet in about]
-        cos, sin = self.vision.patch_positional_embedding(q, torch.cat(axes).view(-1, 2).to(q.device))
-        modeling = sys.modules[type(self.vision).__module__]
+        modeling, places = sys.modules[type(self.vision).__module__], torch.cat(axes).view(-1, 2)
+        if hasattr(modeling, "position_ids_in_meshgrid"):  # transformers 5.16 counts along the rows of the largest picture
+            vision = self.vision.config
+            places = places[:, 0] * (vision.image_size // vision.patch_size) + places[:, 1]
+        cos, sin = self.vision.patch_positional_embedding(q, places.to(q.device))
         q, k = modeling.apply_rotary_pos_emb(q, k, cos, sin, unsqueeze_dim=0)
         return list(zip(self._split(q, about, 2), self._split(k, about, 2), strict=True))
 

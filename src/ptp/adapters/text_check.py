@@ -78,7 +78,9 @@ def _lacking(number: int, layer: Any) -> str:
     for name in (*parts, "head_dim", "scaling"):
         if not hasattr(attention, name):
             return f"self_attn.{name} in layer {number}"
-    return "" if hasattr(modeling_of(layer), "apply_rotary_pos_emb") else "apply_rotary_pos_emb in its attention's module"
+    names = ("apply_rotary_pos_emb", "apply_multimodal_rotary_pos_emb")  # the second where layers mix axes (transformers 5.16)
+    known = any(hasattr(modeling_of(layer), name) for name in names)
+    return "" if known else "apply_rotary_pos_emb in its attention's module"
 
 
 @torch.no_grad()

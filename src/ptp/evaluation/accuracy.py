@@ -164,7 +164,7 @@ class Examiner:
         """What `generate` takes of one question about each picture of a batch, without their pixels."""
         if (look, task) not in self._prompts:
             inputs = self._process(look, task)
-            inputs["pixel_values"] = torch.empty(0, dtype=self.model.dtype)  # there are pictures; they have been encoded
+            inputs["pixel_values"] = torch.zeros(1, dtype=self.model.dtype)  # there are pictures; they have been encoded
             self._prompts[look, task] = {
                 name: value.to(self.model.device) if isinstance(value, Tensor) else value for name, value in inputs.items()
             }
