@@ -61,7 +61,7 @@ LOOK = ("read", "color", "shape")
 READ = ("read", "read", "read", *LOOK)
 SIGHT = (
     Leg(Phase(500, False, 4, (6, 12), step=14, scales=(1,))),
-    Leg(Phase(4000, False, 4, (4, 12), scales=(1,)), 0.5),
+    Leg(Phase(4000, False, 4, (4, 12), scales=(1,)), 0.65),
 )
 """The encoder alone."""
 FIRST = Phase(
