@@ -35,6 +35,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from ptp.loader import pictures_only
 from ptp.tiny.drawing import CELL, GRIDS, TILE
+from ptp.tiny.lessons import CELLS
 from ptp.tiny.model import (
     CHAT_TEMPLATE,
     IMAGE_MEAN,
@@ -65,8 +66,9 @@ class Juror:
         model_class: Of transformers.
         config: Makes its configuration of the tokenizer.
         processor: Makes its family's own processor of the tokenizer.
-        views: (B, V, D) pooled states of a batch, in one way or two, from what the encoder returned of its (columns, rows)
-            tiles: of each tile in raster order, then, where the whole picture is shown once more, of the thumbnail.
+        cells: What the encoder returned of a batch's (columns, rows) tiles, as (B, V, 16, D), the mean over the patches of
+            each 28 px of each tile in raster order, then of the thumbnail, where there is one; and (B, V, D), [CLS] of each,
+            or None.
         positions: The name of its encoder's position embeddings, which start as sines and cosines; empty where it has none.
         nested: Whether its processor wants a list of pictures for every prompt.
         video: Class of the video processor that its processor wants where torchvision is there.
@@ -77,7 +79,7 @@ class Juror:
     model_class: Any
     config: Callable[[PreTrainedTokenizerFast], Any]
     processor: Callable[[PreTrainedTokenizerFast], Any]
-    views: Callable[[Tensor, int, tuple[int, int]], list[Tensor]]
+    cells: Callable[[Tensor, int, tuple[int, int]], tuple[Tensor, Tensor | None]]
     positions: str = ""
     nested: bool = False
     video: str = ""
@@ -154,19 +156,26 @@ def text(kind: str, layers: int, tokenizer: PreTrainedTokenizerFast, **more: Any
     )
 
 
-def by_tile(states: Tensor, pictures: int, grid: tuple[int, int]) -> list[Tensor]:
-    """The mean over the patches of each tile."""
-    return [states.flatten(0, -2).view(pictures, -1, (TILE // PATCH) ** 2, states.shape[-1]).mean(dim=2)]
+def raster(states: Tensor, pictures: int, grid: tuple[int, int]) -> tuple[Tensor, None]:
+    """Tiles of 8 x 8 patches in raster order, without [CLS]."""
+    side = CELLS, TILE // PATCH // CELLS
+    return states.view(pictures, -1, *side, *side, states.shape[-1]).mean(dim=(3, 5)).flatten(2, 3), None
 
 
-def by_cls(states: Tensor, pictures: int, grid: tuple[int, int]) -> list[Tensor]:
-    """[CLS] of each tile, and the mean over its patches."""
-    return [pooled.view(pictures, -1, states.shape[-1]) for pooled in (states[:, 0], states[:, 1:].mean(dim=1))]
+def raster_and_cls(states: Tensor, pictures: int, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The same behind [CLS]."""
+    return raster(states[:, 1:], pictures, grid)[0], states[:, 0].view(pictures, -1, states.shape[-1])
 
 
-def by_cls_after_the_thumbnail(states: Tensor, pictures: int, grid: tuple[int, int]) -> list[Tensor]:
-    """The same, where the thumbnail comes first."""
-    return [pooled.roll(-1, dims=1) for pooled in by_cls(states, pictures, grid)]
+def merged(states: Tensor, pictures: int, grid: tuple[int, int]) -> tuple[Tensor, None]:
+    """Windows of a tile, the patches of a visual token one after another."""
+    return states.view(pictures, -1, CELLS**2, (TILE // PATCH // CELLS) ** 2, states.shape[-1]).mean(dim=3), None
+
+
+def cells_and_cls(states: Tensor, pictures: int, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Tiles of 4 x 4 patches behind [CLS], the thumbnail's first."""
+    whole = states.view(pictures, -1, 1 + CELLS**2, states.shape[-1]).roll(-1, dims=1)
+    return whole[:, :, 1:], whole[:, :, 0]
 
 
 def internvl_config(tokenizer: PreTrainedTokenizerFast) -> Any:
@@ -265,19 +274,19 @@ PLACES = tuple(f"<row_{row}_col_{column}>" for row in range(1, ROWS + 1) for col
 
 JURORS = {
     "internvl": Juror(
-        IMAGE_TOKEN, (), InternVLForConditionalGeneration, internvl_config, internvl_processor, by_cls,
+        IMAGE_TOKEN, (), InternVLForConditionalGeneration, internvl_config, internvl_processor, raster_and_cls,
         "embeddings.position_embeddings", video="InternVLVideoProcessor",
     ),
     "qwen": Juror(
         "<|vision_start|><|image_pad|><|vision_end|>", QWEN_MARKERS, Qwen2_5_VLForConditionalGeneration, qwen_config,
-        qwen_processor, by_tile, video="Qwen2VLVideoProcessor",
+        qwen_processor, merged, video="Qwen2VLVideoProcessor",
     ),
     "idefics": Juror(
         "<image>", ("<image>", AROUND, "<global-img>", "<end_of_utterance>", *PLACES), Idefics3ForConditionalGeneration,
-        idefics_config, idefics_processor, by_tile, "position_embedding.weight", nested=True,
+        idefics_config, idefics_processor, raster, "position_embedding.weight", nested=True,
     ),
     "llava": Juror(
         "<image>", ("<image>",), LlavaNextForConditionalGeneration, llava_config, llava_processor,
-        by_cls_after_the_thumbnail, "position_embedding.weight",
+        cells_and_cls, "position_embedding.weight",
     ),
 }  # fmt: skip

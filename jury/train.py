@@ -1,9 +1,9 @@
 """The recipe of the jury: ``python jury/train.py NAME --out DIR`` (one core: some hours; the same command resumes).
 
-The encoder first learns to say what is in view of each tile, from [CLS] or the mean over the tile's patches, by a head
-that is thrown away. Then everything is trained together, by the answers only: nothing ever says what a visual token shows,
-and nothing touches the projector but what comes back from the answers. Pictures, questions and their packing are those of
-`ptp-tiny`; pixels are what the family's own processor makes of a picture, positions what the family's model gives.
+The encoder first learns to say what is in view of each tile, from [CLS] and from the mean over half of its patches or more,
+by heads that are thrown away. Then everything is trained together, by the answers only: nothing ever says what a visual
+token shows, and nothing touches the projector but what comes back from the answers. Pictures, questions and their packing
+are those of `ptp-tiny`; pixels are what the family's own processor makes of a picture, positions what its model gives.
 
 What made reading emerge early: one sign on one tile first (its label can be answered before the model can look anything
 up), then two of different colours (of two of one colour, which only their shapes tell apart, the model read neither for
@@ -26,16 +26,16 @@ from models import JURORS, SMALL_GRIDS, Juror
 from torch import Tensor, nn
 
 from ptp.tiny.difficulty import Difficulty, write_difficulty
-from ptp.tiny.drawing import GRIDS, LABELS
-from ptp.tiny.lessons import BLOCK, THINGS, Lesson, Phase, draw_lesson, label
+from ptp.tiny.drawing import CELL, GRIDS, LABELS, TILE, Box, Scene, tile_of
+from ptp.tiny.lessons import BLOCK, CELLS, THINGS, Lesson, Phase, draw_lesson
 from ptp.tiny.tasks import TASKS
 from ptp.tiny.train import packed_answers, packed_mask, right_by_task
 
 CHECKPOINT_SECONDS = 180
 LEARNED = 0.8
 """A task that is right less often at the end is not asked of the model: it has not learned it."""
-LEAST = 100
-"""Steps before a leg can be over: until then its averages say nothing."""
+LEAST, LEAST_SIGHT = 100, 500
+"""Steps before a leg, or one of the warm-up, can be over: until then its averages say little."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Leg:
 
     Attributes:
         phase: Its `steps` are the most that it takes.
-        enough: It is over earlier where all its tasks are right so often (of the warm-up: so many labels in view are named).
+        enough: It is over earlier where all its tasks are right so often (of the warm-up: of labels named and in view, both).
         encoder: Factor of the encoder's learning rate. What a fresh language model sends back would wipe out what the
             encoder has learned: after 350 steps at the full rate no label could be read off it any more.
         batch: Factor of the pictures per step: small batches go further where a new skill has to be found.
@@ -61,7 +61,7 @@ LOOK = ("read", "color", "shape")
 READ = ("read", "read", "read", *LOOK)
 SIGHT = (
     Leg(Phase(500, False, 4, (6, 12), step=14, scales=(1,))),
-    Leg(Phase(4000, False, 4, (4, 12), scales=(1,)), 0.6),
+    Leg(Phase(4000, False, 4, (4, 12), scales=(1,)), 0.65),
 )
 """The encoder alone."""
 FIRST = Phase(
@@ -93,11 +93,55 @@ ANSWERS = (
 """Everything, by its answers. The learning rate falls in the last leg only."""
 
 
+WHOLE = (0, 0, CELLS, CELLS)
+
+
+def part_of_tile(rng: np.random.Generator) -> Box:
+    """(left, top, right, bottom), in visual tokens, of a random part of a tile: half of it at least."""
+    while True:
+        width, height = (int(rng.integers(2, CELLS + 1)) for _ in range(2))
+        if width * height >= CELLS**2 // 2:
+            left, top = (int(rng.integers(CELLS - side + 1)) for side in (width, height))
+            return left, top, left + width, top + height
+
+
+def in_view(scene: Scene, parts: list[Box]) -> tuple[np.ndarray, np.ndarray]:
+    """What is in view of a part of each tile: (T, THINGS + LABELS) float32, 1 where it is; and 0 where that is not clear.
+
+    A sign is in view with three quarters of it, and is not with a tenth.
+    """
+    columns = scene.grid[0]
+    wanted = np.zeros((len(parts), len(THINGS) + len(LABELS)), np.float32)
+    sure = np.ones_like(wanted)
+
+    def show(box: Box, *names: int) -> None:
+        tile = tile_of(box, columns)
+        x, y = TILE * (tile % columns), TILE * (tile // columns)
+        left, top, right, bottom = (CELL * side for side in parts[tile])
+        width = min(right, box[2] - x) - max(left, box[0] - x)
+        height = min(bottom, box[3] - y) - max(top, box[1] - y)
+        seen = max(width, 0) * max(height, 0) / ((box[2] - box[0]) * (box[3] - box[1]))
+        for name in names:
+            if seen >= 0.75:
+                wanted[tile, name], sure[tile, name] = 1, 1
+            elif seen > 0.1 and not wanted[tile, name]:
+                sure[tile, name] = 0
+
+    for sign in (*scene.signs, *scene.tags):
+        show(sign.box, THINGS.index((sign.color, sign.shape)), len(THINGS) + LABELS.index(sign.label))
+    if scene.table is not None:
+        show(scene.table.box, THINGS.index(("", "table")))
+        for row, texts in enumerate(scene.table.rows):
+            for text in texts:
+                show(scene.table.row_box(row), len(THINGS) + LABELS.index(text))
+    return wanted, sure
+
+
 class Pupil:
     """A juror in training.
 
     Attributes:
-        heads: Name what is in view, one for each way of pooling; used in the warm-up only.
+        heads: Name what is in view, one of the mean and one of [CLS]; used in the warm-up only.
     """
 
     def __init__(self, juror: Juror, seed: int) -> None:
@@ -142,19 +186,31 @@ class Pupil:
             self._prefixes[grid] = ids[0], positions
         return self._prefixes[grid]
 
-    def see(self, lesson: Lesson) -> tuple[Tensor, dict[str, float]]:
-        """The loss of the warm-up: what is in view of each tile (things and labels) and of the thumbnail (things)."""
-        wanted = torch.from_numpy(np.stack([label(scene)[2] for scene in lesson.scenes]))
-        tiles, things = wanted.shape[1] - 1, len(THINGS)
-        found = self.juror.views(self.encode(lesson).last_hidden_state, len(lesson.scenes), lesson.scenes[0].grid)
-        loss = wanted.new_zeros(())
-        for head, pooled in zip(self.heads, found, strict=False):
-            views = head(pooled)
-            loss = loss + F.binary_cross_entropy_with_logits(views[..., :things], wanted[:, : views.shape[1], :things])
-            labels = views[:, :tiles, things:], wanted[:, :tiles, things:]
-            loss = loss + 2 * F.binary_cross_entropy_with_logits(*labels)  # what is slowest to learn
-            found_labels = (labels[0] > 0)[labels[1] > 0].float().mean().item()
-        return loss, {"see": loss.item(), "labels": found_labels}
+    def see(self, lesson: Lesson, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
+        """The loss of the warm-up: what is in view of [CLS] (the tile) and of the mean over a part of it, half of it at least.
+
+        By the mean over whole tiles alone, the encoder spreads what it sees over all of their patches: what a sign's label
+        is could be read off another sign's patches as well as off its own, and no question about two signs be answered.
+        """
+        cells, cls = self.juror.cells(self.encode(lesson).last_hidden_state, len(lesson.scenes), lesson.scenes[0].grid)
+        columns, rows = lesson.scenes[0].grid
+        parts = [part_of_tile(rng) for _ in range(columns * rows)]
+        inside = torch.zeros(len(parts), CELLS, CELLS)
+        for mask, (left, top, right, bottom) in zip(inside, parts, strict=True):
+            mask[top:bottom, left:right] = 1
+        inside = inside.flatten(1)[..., None]
+        means = (cells[:, : len(parts)] * inside).sum(dim=2) / inside.sum(dim=1)
+        pooled = [(means, parts), *([] if cls is None else [(cls[:, : len(parts)], [WHOLE] * len(parts))])]
+        loss, same = cells.new_zeros(()), []
+        for head, (states, shown) in zip(self.heads, pooled, strict=False):
+            seen = [in_view(scene, shown) for scene in lesson.scenes]
+            wanted, sure = (torch.from_numpy(np.stack(both)) for both in zip(*seen, strict=True))
+            views = head(states)
+            each = F.binary_cross_entropy_with_logits(views, wanted, weight=sure, reduction="none")
+            loss = loss + each[..., : len(THINGS)].mean() + 2 * each[..., len(THINGS) :].mean()  # labels are slowest to learn
+            named, there = (views > 0)[..., len(THINGS) :] & (sure > 0)[..., len(THINGS) :], wanted[..., len(THINGS) :] > 0
+            same.append(((named & there).sum() / (named | there).sum().clamp(min=1)).item())
+        return loss, {"see": loss.item(), "labels": same[0]}
 
     def states(self, lesson: Lesson) -> Tensor:
         """(B, questions * BLOCK, D): last states of the packed questions, each at the positions it has alone."""
@@ -200,7 +256,7 @@ def over(leg: Leg, step: int, averages: dict[str, float]) -> bool:
     if step >= leg.phase.steps:
         return True
     tasks = [averages.get(task, 0.0) for task in (leg.phase.tasks if leg.phase.answers else ("labels",))]
-    return step >= LEAST and min(tasks) >= leg.enough
+    return step >= (LEAST if leg.phase.answers else LEAST_SIGHT) and min(tasks) >= leg.enough
 
 
 def train(
@@ -249,7 +305,7 @@ def train(
             rate = learning_rate(legs, state["leg"], state["of_leg"], peak)
             group["lr"] = rate * (leg.encoder if group["name"] == "encoder" else 1.0)
         lesson = draw_lesson(rng, pupil.tokenizer, leg.phase, round(leg.batch * tiles_per_batch))
-        loss, log = pupil.answer(lesson) if leg.phase.answers else pupil.see(lesson)
+        loss, log = pupil.answer(lesson) if leg.phase.answers else pupil.see(lesson, rng)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)

@@ -86,26 +86,56 @@ def test_a_packed_question_gets_the_logits_it_gets_alone(name, saved):
             torch.testing.assert_close(model(**inputs).logits[0, -end:], packed[b, q, :end], atol=2e-4, rtol=0)
 
 
-def test_the_warm_up_looks_at_the_tiles_it_is_told_of(name):
-    """A tile is painted over: its view changes more than those of the other tiles, at the same place of the order."""
+def test_the_warm_up_looks_where_it_is_told_of(name):
+    """A visual token's pixels are painted over: its cell changes more than any other, and the [CLS] of its tile."""
     own = pupil(name)
-    before = lessons.draw_lesson(
-        np.random.default_rng(3), own.tokenizer, lessons.Phase(1, False, 6, (2, 3), grids=((3, 2),)), 7
-    )
-    for tile in range(6):
-        scene = draw_scene(np.random.default_rng(4), (3, 2))
-        views = []
+    scene = draw_scene(np.random.default_rng(4), (3, 2))
+    for tile, cell in ((0, 0), (1, 7), (3, 12), (5, 10)):
+        cells, cls = [], []
         for painted in (False, True):
             image = scene.image.copy()
             if painted:
-                left, top = 112 * (tile % 3), 112 * (tile // 3)
-                image.paste((200, 30, 30), (left, top, left + 112, top + 112))
+                left, top = 112 * (tile % 3) + 28 * (cell % 4), 112 * (tile // 3) + 28 * (cell // 4)
+                image.paste((200, 30, 30), (left, top, left + 28, top + 28))
             changed = lessons.Scene(image, scene.grid, scene.signs, scene.tags, scene.table)
-            lesson = lessons.Lesson([changed], before.blocks, before.answers, before.tasks)
+            nothing = torch.zeros(1, 1, dtype=torch.long)
             with torch.no_grad():
-                states = own.encode(lesson).last_hidden_state
-                views.append(torch.stack(own.juror.views(states, 1, (3, 2)))[:, 0, :6])
-        assert ((views[1] - views[0]).norm(dim=-1).argmax(dim=-1) == tile).all()
+                states = own.encode(lessons.Lesson([changed], nothing, nothing, [])).last_hidden_state
+            one, other = own.juror.cells(states, 1, scene.grid)
+            cells.append(one[0, :6])
+            cls.append(other)
+        assert (cells[1] - cells[0]).norm(dim=-1).argmax() == 16 * tile + cell
+        assert (cls[0] is None) == (name in ("qwen", "idefics"))
+        if cls[0] is not None:
+            assert (cls[1] - cls[0])[0, :6].norm(dim=-1).argmax() == tile
+
+
+def test_what_is_in_view_is_what_the_part_shows():
+    """By counting pixels: three quarters of a sign are in view, a tenth is not, and between these nobody is asked."""
+    rng = np.random.default_rng(0)
+    for seed in range(20):
+        scene = draw_scene(np.random.default_rng(seed), (2, 2))
+        parts = [train.part_of_tile(rng) for _ in range(4)]
+        assert all((right - left) * (bottom - top) >= 8 for left, top, right, bottom in parts)
+        shown = np.zeros((224, 224), bool)
+        for tile, (left, top, right, bottom) in enumerate(28 * np.array(parts)):
+            y, x = 112 * (tile // 2), 112 * (tile % 2)
+            shown[y + top : y + bottom, x + left : x + right] = True
+        wanted, sure = train.in_view(scene, parts)
+        items = [(sign.box, sign.label, (sign.color, sign.shape)) for sign in (*scene.signs, *scene.tags)]
+        for row, texts in enumerate(scene.table.rows):
+            items += [(scene.table.row_box(row), text, None) for text in texts]
+        best: dict[tuple[int, int], float] = {}
+        for (left, top, right, bottom), label, thing in items:
+            tile = left // 112 + 2 * (top // 112)
+            names = [len(lessons.THINGS) + lessons.LABELS.index(label), *([lessons.THINGS.index(thing)] if thing else [])]
+            for place in ((tile, name) for name in names):
+                best[place] = max(best.get(place, 0.0), float(shown[top:bottom, left:right].mean()))
+        for place, share in best.items():
+            assert wanted[place] == (share >= 0.75) and sure[place] == (share >= 0.75 or share <= 0.1)
+        table = lessons.THINGS.index(("", "table"))
+        others = {place for place in zip(*np.nonzero(wanted), strict=True) if place[1] != table} - set(best)
+        assert not others
 
 
 def test_a_training_goes_on_where_it_stopped(tmp_path, monkeypatch):

@@ -197,17 +197,10 @@ def draw_lesson(rng: np.random.Generator, tokenizer: PreTrainedTokenizerFast, ph
     for b in range(count):
         labels = tuple(LABELS[i] for i in np.linspace(0, len(LABELS) - 1, phase.labels).astype(int))
         scale = int(rng.choice(phase.scales))
-        scene = draw_scene(
-            rng,
-            grid,
-            signs=phase.signs,
-            labels=labels,
-            step=phase.step,
-            tags=phase.tags,
-            table=phase.table,
-            repeated=phase.repeated,
-            scale=scale,
-        )
+        settings = dict(signs=phase.signs, labels=labels, step=phase.step, tags=phase.tags, table=phase.table)
+        scene = draw_scene(rng, grid, repeated=phase.repeated, scale=scale, **settings)  # type: ignore[arg-type]
+        while not scene.signs:  # a table has left no place on a single tile
+            scene = draw_scene(rng, grid, repeated=phase.repeated, scale=scale, **settings)  # type: ignore[arg-type]
         examples: list[Example] = []
         while len(examples) < phase.questions:
             examples += [example for task in phase.tasks if (example := ask(rng, scene, task))]
