@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 LOWEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
-ORACLES := releases oracles families testing generate turns refusals loader videos evaluation bench cli docs
+ORACLES := releases oracles families testing generate turns refusals loader videos evaluation own bench cli docs
 WORKERS := -n 2 --dist worksteal
 
 .PHONY: demo test test-lowest lint readme clean
@@ -35,7 +35,7 @@ $(LOWEST)/.ready: pyproject.toml constraints.txt
 	grep -v -e '^transformers==' -e '^tokenizers==' constraints.txt > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt torch
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e . \
-		transformers==$(LOWEST_TRANSFORMERS) pytest pytest-xdist hypothesis cogapp sentencepiece accelerate
+		transformers==$(LOWEST_TRANSFORMERS) pytest pytest-xdist hypothesis cogapp sentencepiece accelerate pyarrow
 	touch $@
 
 test-lowest: $(LOWEST)/.ready $(LOWEST)/torchvision-for-tests

@@ -1,5 +1,6 @@
 """What several subcommands share: building a pruner, checking output paths, the table of answers."""
 
+import hashlib
 import json
 import os
 import platform
@@ -23,6 +24,7 @@ from ..methods import METHODS
 from ..methods.parsing import Variant, parse_variant, settings_of
 from ..pruner import Pruner
 from ..report import Answer
+from ..tiny import WEIGHTS
 
 MATCHES = ("final", "average")
 
@@ -181,3 +183,38 @@ def answer_table(answers: list[Answer]) -> Table:
             f"{a.cache_bytes[0] / 1024:,.0f} -> {a.cache_bytes[1] / 1024:,.0f}",
         )
     return table
+
+
+def model_identity(model: str | None) -> str:
+    """A name for the model that changes with its weights and its difficulty."""
+    directory = WEIGHTS if model is None else Path(model)
+    name = "ptp-tiny" if model is None else model
+    if not directory.is_dir():
+        return name
+    digest = hashlib.sha256()
+    for path in sorted([*directory.glob("*.safetensors"), *directory.glob("*.json")]):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return f"{name} {digest.hexdigest()[:12]}"
+
+
+def show_table(lines: Sequence[Sequence[str]], console: Console) -> None:
+    """Print lines of text, headings first; the method's name stands left, numbers right."""
+    heads, *rest = lines
+    view = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+    for column in heads:
+        view.add_column(column, justify="left" if column == "method" else "right")
+    for line in rest:
+        view.add_row(*line)
+    console.print(view)
+
+
+def refuse_given(flags: dict[str, Any], what: str) -> None:
+    """Raise ValueError where a flag that does not go with `what` was given.
+
+    Args:
+        flags: Whether each was.
+    """
+    for flag in [flag for flag, given in flags.items() if given]:
+        raise ValueError(f"{flag} does not go with {what}. Leave it out.")
