@@ -224,3 +224,58 @@ def test_what_it_cannot_do_is_refused_by_name():
     for method in (ours.loglikelihood, ours.generate_until_multi_round):
         with pytest.raises(NotImplementedError, match="Choose"):
             method([])
+
+
+def suite(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """`ptp eval --suite` over the local tasks."""
+    made = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "hub"), "COLUMNS": "200"}
+    command = [sys.executable, "-m", "ptp", "eval", "--suite", "ptp_read,ptp_pope", "--include-path", "tasks", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=made, timeout=300)
+
+
+def test_a_suite_is_a_table_and_goes_on_where_it_was_stopped(folder):
+    ask = ("--methods", "pyramid:published:prune_layer=1,random", "--keep", "0.5", "--out", "suite.json", "--threads", "1")
+    result = suite(folder, *ask)
+    assert result.returncode == 0, result.stderr[-2000:]
+    data = json.loads((folder / "suite.json").read_text())
+    assert [(row["benchmark"], row["method"]) for row in data["rows"]] == [
+        (task, method) for task in ("ptp_read", "ptp_pope") for method in ("pyramid:published:prune_layer=1", "random")
+    ]
+    first = data["rows"][0]
+    assert first["unpruned"] == 1 and first["visual_tokens"][:2] == [208, 104] and first["questions"] == 9
+    assert first["relative"] == first["pruned"] and first["difference"] == pytest.approx(first["pruned"] - 1)
+    runs = data["runs"]
+    assert len(runs) == 6 and {run["method"] for run in runs} == {"full", "pyramid:published:prune_layer=1", "random"}
+    assert runs[0]["config"]["task"] == "ptp_read" and data["about"]["versions"]["lmms-eval"]
+    assert "| ptp_pope | random | 0.5 |" in (folder / "suite.md").read_text()
+    journal = (folder / "suite.runs.jsonl").read_text().splitlines()
+    (folder / "suite.runs.jsonl").write_text("\n".join(journal[:4]) + "\n" + journal[4][:50])
+    again = suite(folder, *ask)
+    assert again.returncode == 0 and (folder / "suite.runs.jsonl").read_text().splitlines()[:4] == journal[:4]
+    scores = [[run["score"] for run in json.loads((folder / "suite.json").read_text())["runs"]], [run["score"] for run in runs]]
+    assert scores[0] == scores[1]
+
+
+def test_a_benchmark_that_cannot_be_had_does_not_stop_the_others(folder):
+    missing = TASKS["ptp_read"].replace("ptp_read", "ptp_gone").replace("PATH", str(folder / "gone.parquet"))
+    (folder / "tasks" / "ptp_gone.yaml").write_text(missing)
+    result = suite(folder, "--suite", "ptp_gone,ptp_read", "--methods", "random", "--keep", "0.5", "--limit", "2")
+    assert result.returncode == 2 and "ptp: 2 of 4 runs failed, the first: ptp_gone" in result.stderr.splitlines()[-1]
+    assert "ptp_read" in result.stdout
+    unknown = suite(folder, "--suite", "magic", "--methods", "random", "--keep", "0.5")
+    assert unknown.returncode == 2 and "lmms-eval has no task 'magic'" in unknown.stderr
+
+
+def test_the_suites_tasks_and_metrics_are_lmms_evals():
+    """Read from its own task descriptions: nothing is fetched."""
+    import lmms_eval
+
+    from ptp.evaluation.lmms.suites import SUITES
+
+    folder = Path(lmms_eval.__file__).parent / "tasks"
+    texts = [path.read_text() for path in folder.rglob("*.yaml")]
+    for one in (one for listed in SUITES.values() for one in listed):
+        own = [text for text in texts if f"task: {one.task}\n" in text.replace('"', "") + "\n"]
+        assert own, one
+        parents = [path.read_text() for path in folder.rglob("_default_template*") if f"include: {path.name}" in own[0]]
+        assert all(f"metric: {metric}" in "".join([own[0], *parents]) for metric in one.metrics), one

@@ -22,6 +22,7 @@ from ..selection import check_keep_ratio
 from ..tiny import WEIGHTS
 from ..tiny.difficulty import read_difficulty
 from .evaluate_data import evaluate_data
+from .evaluate_suite import evaluate_suite
 from .options import (
     check_match,
     check_suffix,
@@ -67,25 +68,39 @@ def evaluate(
         typer.Option(help="Questions of your own instead: parquet, .jsonl or .csv with columns image, question, (answer)."),
     ] = None,
     metric: Annotated[str, typer.Option(help=f"How --data's answers are judged: {', '.join(METRICS)}.")] = "contains",
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows of --data at most; default: all.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows of --data, or of each task of --suite, at most.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer to --data, in tokens.")] = 32,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="Benchmarks by lmms-eval instead: paper, telling, or its tasks, comma-separated."),
+    ] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Directory of lmms-eval tasks of your own, for --suite.")] = None,
+    judge: Annotated[bool, typer.Option("--judge", help="Run tasks of --suite that a judge model scores, too.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions of --suite answered at a time.")] = 1,
 ) -> None:
     """Measure accuracy on fresh pictures: the same ones for every method. Several models write NAME-MODEL.json and so on."""
     for one in _models_in(model):
         asked = dict(methods=methods, keep=keep, match=match, tasks=tasks, samples=samples, seed=seed, split=split)
         asked |= dict(data=data, metric=metric, limit=limit, max_new_tokens=max_new_tokens)
+        asked |= dict(suite=suite, include_path=include_path, judge=judge, batch_size=batch_size)
         own = out and out.with_name(f"{out.stem}-{one.name}{out.suffix}")
         Console().print(str(one), highlight=False, markup=False)
         evaluate(**asked, model=str(one), device=device, threads=threads, out=own, force=force)  # type: ignore[arg-type]
     if _models_in(model):
         return
-    drawn_only = {"--tasks": tasks != "all", "--samples": samples != 500, "--seed": seed != 0, "--split": split != "report"}
-    own_only = {"--metric": metric != "contains", "--limit": limit, "--max-new-tokens": max_new_tokens != 32}
+    of_drawn = {"--tasks": tasks != "all", "--samples": samples != 500, "--seed": seed != 0, "--split": split != "report"}
+    of_data = {"--metric": metric != "contains", "--max-new-tokens": max_new_tokens != 32}
+    of_suite = {"--include-path": include_path, "--judge": judge, "--batch-size": batch_size != 1}
     if data is not None:
-        refuse_given(drawn_only, "--data")
+        refuse_given(of_drawn | of_suite | {"--suite": suite}, "--data")
         evaluate_data(data, methods, keep, match, metric, limit, max_new_tokens, model, device, threads, out, force)
         return
-    refuse_given(own_only, "drawn pictures")
+    if suite is not None:
+        refuse_given(of_drawn | of_data, "--suite")
+        chosen = (methods, keep, match, limit, batch_size, model, device, threads, out, force)
+        evaluate_suite(suite, include_path, judge, *chosen)
+        return
+    refuse_given(of_data | of_suite | {"--limit": limit}, "drawn pictures")
     difficulty = read_difficulty(WEIGHTS if model is None else Path(model))
     names = list(difficulty.tasks) if tasks == "all" else list(dict.fromkeys(tasks.split(",")))
     for name in names:

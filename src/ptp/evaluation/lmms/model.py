@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +106,7 @@ class PtpModel(lmms):  # type: ignore[misc]
         if getattr(processor, "tokenizer", None) is not None:
             processor.tokenizer.padding_side = "left"
         self.spent: dict[str, Spent] = defaultdict(Spent)
+        self.advance: Callable[[int], object] | None = None  # whoever has a bar of its own is told of every batch
         if pruner is not None:
             with pruner(model, processor):
                 pass  # a method that does not fit is refused before any dataset is fetched
@@ -119,11 +120,11 @@ class PtpModel(lmms):  # type: ignore[misc]
         # Batches share their settings of generation, and come back in the order of the requests.
         order = Collator([request.args for request in requests], lambda args: str(args[2]), lambda args: args[2], grouping=True)
         results: list[GenerationResult] = []
-        with tqdm(total=len(requests), disable=self.rank != 0, desc="Answering") as bar:
+        with tqdm(total=len(requests), disable=self.rank != 0 or self.advance is not None, desc="Answering") as bar:
             for batch in order.get_batched(n=self.batch_size):
                 asked = [self._asked(args) for args in batch]
                 results += self._answer(asked, dict(batch[0][2]))
-                bar.update(len(batch))
+                (self.advance or bar.update)(len(batch))
         self._log()
         return order.get_original(results)
 
