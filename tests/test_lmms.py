@@ -138,6 +138,20 @@ def test_its_short_form_runs_too(folder):
     assert "|ptp_read|" in result.stdout.replace(" ", "") and len(found(folder / "short", "ptp_read")[1]) == 9
 
 
+def test_two_processes_share_the_questions(folder):
+    """As on a machine with two GPUs: each has the model, and lmms-eval gathers the answers."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "lmms_eval"]
+    command = [sys.executable, *torchrun, "--model", "ptp", "--model_args", "method=pyramid,keep_ratio=0.5,device=cpu"]
+    command += ["--tasks", "ptp_read", "--include_path", "tasks", "--output_path", "two", "--log_samples"]
+    made = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "hub")}
+    made |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=made, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    data, answers = found(folder / "two", "ptp_read")
+    assert len(answers) == 9 and data["results"]["ptp_read"]["exact_match,none"] == 1
+    assert data["throughput"]["total_gen_tokens"] == 2 * 5, "of nine questions this process answered five"
+
+
 def asked(questions: list[tuple[list, str]], **settings) -> tuple[dict, list[Instance]]:
     """Documents and requests, as lmms-eval hands them over."""
 

@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -23,6 +24,7 @@ from ptp.evaluation.metrics import METRICS
 from ptp.evaluation.own import Answered, Asker, Outcome, pruners_of
 from ptp.evaluation.own_summary import comma_separated, markdown, overview, plot, rows
 from ptp.methods.parsing import parse_variants
+from ptp.tiny import WEIGHTS
 from ptp.tiny.demo import load_demo
 from test_cli import ptp
 
@@ -298,6 +300,17 @@ def test_bad_rows_go_to_a_file_with_their_reasons_and_are_tried_again(folder, he
     finally:
         (folder / "broken.jpg").write_bytes(before)
         (folder / "none.png").unlink()
+
+
+def test_several_models_in_a_directory_are_asked_one_by_one(folder, here):
+    for name in ("first", "second"):
+        shutil.copytree(WEIGHTS, folder / "several" / name)
+    result = here("--data", "good.jsonl", "--model", "several", "--methods", "random", "--keep", "0.5", "--out", "each.json",
+                  "--limit", "2", "--metric", "exact")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    first, second = (json.loads((folder / f"each-{name}.json").read_text()) for name in ("first", "second"))
+    assert len(first["answers"]) == 2 and first["rows"][0]["score"] == second["rows"][0]["score"] == 1
+    assert not (folder / "each.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -199,14 +199,17 @@ class PtpModel(lmms):  # type: ignore[misc]
             spent.seconds += seconds / len(asked)
 
     def _log(self) -> None:
-        """Into lmms-eval's own results: its "throughput" has these sums."""
-        total = [sum(getattr(one, name) for one in self.spent.values()) for name in ("tokens", "seconds", "before", "after")]
-        tokens, seconds, before, after = total
+        """Into lmms-eval's own results: its "throughput" has visual tokens per question, before and after."""
+        total = {name: sum(getattr(one, name) for one in self.spent.values()) for name in vars(Spent())}
+        questions, seconds = max(total["questions"], 1), total["seconds"]
         log_metrics(
-            total_gen_tokens=tokens,
+            total_gen_tokens=total["tokens"],
             total_elapsed_time=seconds,
-            avg_speed=tokens / seconds if seconds else 0,
-            additional_metrics={"visual_tokens": before, "visual_tokens_kept": after},
+            avg_speed=total["tokens"] / seconds if seconds else 0,
+            additional_metrics={
+                "visual_tokens": total["before"] / questions,
+                "visual_tokens_kept": total["after"] / questions,
+            },
         )
 
 
