@@ -270,6 +270,33 @@ def test_a_suite_is_a_table_and_goes_on_where_it_was_stopped(folder):
     assert scores[0] == scores[1]
 
 
+STOPPED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+import ptp.cli
+from ptp.evaluation.lmms.model import PtpModel
+original, asked = PtpModel._answer, []
+def answer(*arguments):
+    asked.append(1)
+    if len(asked) == 12:
+        os.kill(os.getpid(), signal.SIGINT)
+    return original(*arguments)
+PtpModel._answer = answer
+sys.argv = ["ptp", "eval", "--suite", "ptp_read", "--include-path", "tasks", "--methods", "random", "--keep", "0.5"]
+sys.argv += ["--out", "stopped.json"]
+ptp.cli.main()
+"""
+
+
+def test_ctrl_c_inside_lmms_eval_ends_in_one_line_and_keeps_what_was_finished(folder):
+    made = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "hub")}
+    command = [sys.executable, "-c", STOPPED]
+    stopped = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=made, timeout=300)
+    assert stopped.returncode == 130 and stopped.stderr.strip().splitlines()[-1] == "ptp: interrupted", stopped.stderr[-2000:]
+    _, *runs = (folder / "stopped.runs.jsonl").read_text().splitlines()
+    assert [json.loads(run)["method"] for run in runs] == ["full"] and not (folder / "stopped.json").exists()
+
+
 def test_a_benchmark_that_cannot_be_had_does_not_stop_the_others(folder):
     missing = TASKS["ptp_read"].replace("ptp_read", "ptp_gone").replace("PATH", str(folder / "gone.parquet"))
     (folder / "tasks" / "ptp_gone.yaml").write_text(missing)

@@ -31,6 +31,7 @@ class Spent:
     Attributes:
         questions: How many. tokens: Of the answers.
         before, after: Visual tokens in all and after the last stage; average: averaged over the language model's layers.
+            Unpruned they are the prompt's image tokens, line ends among them where a family writes these as such.
         seconds: Of `generate`, encoding of the pictures included.
     """
 
