@@ -31,6 +31,7 @@ class InternVLAdapter(Adapter):
     regions = "tiles and thumbnail; videos: frames"
     saliency = "[CLS]"
     has_cls = True
+    independent_tiles = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.config = model.config

@@ -20,13 +20,14 @@ from ..conversation import InstructionFinder
 from ..selection import Selection
 from .cache import Record, UnsupportedCacheError, cache_bytes, compact_cache, finish_cache
 from .check import check_selection
+from .encoding import ALL_SAVINGS, Savings
 from .gather import merge, take
 from .incoming import Held, Incoming
 from .picture import Picture, Vision
 from .reads import Reads
 from .remaining import Remaining
 from .structure import Structure, structure_of
-from .trace import ImageTrace, PrefillTrace
+from .trace import NOTHING_ENCODED, EncoderTrace, ImageTrace, PrefillTrace
 
 
 class StageLike(Protocol):
@@ -56,6 +57,7 @@ class Setup:
     Attributes:
         reads: What the method reads. instruction: Finds the instruction; None where it is not read.
         stages: Where tokens leave, in layer order.
+        savings: What is saved in the encoder.
     """
 
     adapter: Adapter
@@ -63,6 +65,7 @@ class Setup:
     reads: Reads
     instruction: InstructionFinder | None
     stages: tuple[StageLike, ...]
+    savings: Savings = ALL_SAVINGS
 
 
 @dataclass
@@ -73,6 +76,7 @@ class Prefill:
         setup: What it shares with others.
         input_ids: (B, S) the new tokens. is_token: (B, S) bool, False is padding.
         encoded: Encoder outputs that were passed, by modality. visions: What was read of those made in this call.
+        encoder: How they were come by.
         asked: (B, S) bool, the text tokens that score. asked_places: (B, R) where they are; asked_valid: (B, R).
         cache: The KV cache, None without one. held: What it held before.
         shared: Keys and values of earlier layers that later ones look at, (keys, values) by name; None without such.
@@ -97,6 +101,7 @@ class Prefill:
     held: Held
     remaining: Remaining
     visions: dict[str, Vision] = field(default_factory=dict)
+    encoder: EncoderTrace = NOTHING_ENCODED
     spans: list[Span] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     structures: list[Structure] = field(default_factory=list)
@@ -259,6 +264,7 @@ class Prefill:
             layer_tokens=self.layer_tokens,
             sequence_length=(seen, left),
             cache_bytes=(size // left * seen, size),
+            encoder=self.encoder,
         )
 
     def _instruction(self, row: int) -> str:

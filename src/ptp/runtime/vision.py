@@ -14,11 +14,14 @@ from .. import scoring
 from ..adapters import Adapter, Modality, Span
 from ..errors import UnsupportedModelError
 from .compiled import uncompiled
+from .encoding import EncoderRun, EncoderSavings, Savings
 from .hooks import Hook, Shadow
 from .picture import Picture, Vision, VisionSignal
 from .prefill import Prefill
 from .reads import AttentionKind, VisionRead
+from .reuse import Signals, Wanted
 from .running import Running
+from .trace import EncoderTrace
 
 SIGNALS = "ptp_signals"
 """Attribute of an encoder output that carries its `Vision`, so that encoded pictures can be reused."""
@@ -101,14 +104,17 @@ class VisionReader:
         reads: What to read; with nothing, only what the tiles are found by.
         window: Side, in pixels, of the regions of pictures that are not cut into tiles.
         running: What the thread that runs the encoder is doing.
+        savings: What is saved in the encoder.
     """
 
-    def __init__(self, adapter: Adapter, reads: Sequence[VisionRead], window: int, running: Running) -> None:
+    def __init__(self, adapter: Adapter, reads: Sequence[VisionRead], window: int, running: Running, savings: Savings) -> None:
         self.adapter, self.window, self.running = adapter, window, running
         self.reads = resolve(adapter, reads)
         self._attention = {(read.layer, read.attention) for read in self.reads if read.attention is not None}
         self._keys = {read.layer for read in self.reads if read.keys}
         self._layers = {layer for layer, _ in self._attention} | self._keys
+        wanted = Wanted(frozenset(self._attention), frozenset(self._keys))
+        self._encoder = EncoderSavings(adapter, savings, wanted, lambda: running.encoding)
 
     def attach(self) -> Iterator[RemovableHandle | Shadow]:
         """Put the hooks on the encoder, one by one, and listen to the methods that run it."""
@@ -121,6 +127,7 @@ class VisionReader:
                 yield where.key.register_forward_hook(self._capture((layer, "key")))
         if self._layers:
             yield adapter.vision_embeddings().register_forward_hook(self._capture("embeddings"))
+        yield from self._encoder.attach()
         for kind in adapter.modalities:
             yield Shadow(adapter.core, kind.method, self._listening(kind))
 
@@ -133,13 +140,14 @@ class VisionReader:
         def listening(*args: Any, **kwargs: Any) -> Any:
             if running.encoding is not None:  # one modality may be encoded as another
                 return encode(*args, **kwargs)
-            running.encoding = {}
+            inputs = signature.bind(*args, **kwargs).arguments
+            inputs |= inputs.pop("kwargs", {})
+            running.encoding = run = self._encoder.begin(inputs, (modality.name, self.window))
             try:
                 with uncompiled():
                     output = encode(*args, **kwargs)
-                inputs = signature.bind(*args, **kwargs).arguments
                 vision = getattr(output, SIGNALS, None)  # one that was encoded before has them
-                vision = vision or self._read(running.encoding, inputs | inputs.get("kwargs", {}), output)
+                vision = vision or self._read(run, output)
             finally:
                 running.encoding = None
             if running.prefill is not None:
@@ -153,29 +161,35 @@ class VisionReader:
     def _capture(self, name: Any) -> Hook:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if self.running.encoding is not None:
-                self.running.encoding[name] = output[0] if isinstance(output, tuple) else output
+                self.running.encoding.seen[name] = output[0] if isinstance(output, tuple) else output
 
         return Hook(hook)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.running.encoding is not None:
-            self.running.encoding["pixels"] = args[0] if args else kwargs["pixel_values"]
+            self.running.encoding.seen["pixels"] = args[0] if args else kwargs["pixel_values"]
 
-    def _read(self, seen: dict[Any, Tensor], inputs: dict[str, Any], output: Any) -> Vision:
-        """The signals of one encoder run, from what its hooks have `seen`, its `inputs` and its `output`."""
+    def _read(self, run: EncoderRun, output: Any) -> Vision:
+        """The signals of one encoder run, and its `output`'s."""
+        about = self.adapter.about(run.inputs, self.window)
+        pixels = self.adapter.shrink(run.seen["pixels"], about)
+        signals, trace = self._encoder.finish(run, lambda: self._signals(run.seen, about), len(pixels))
+        features = output[1] if isinstance(output, tuple) else output.pooler_output
+        parts = [features] if isinstance(features, Tensor) else features
+        tokens = sum(part.numel() // part.shape[-1] for part in parts)
+        embeddings = signals.embeddings if self._layers else ()
+        return Vision(signals.attention, signals.keys, embeddings, pixels, about, self.window, tokens, trace)
+
+    def _signals(self, seen: dict[Any, Tensor], about: Any) -> Signals:
+        """What is read of the units that the encoder ran on, from what its hooks have `seen`."""
         adapter = self.adapter
-        about = adapter.about(inputs, self.window)
         pairs = {layer: (seen[layer, "query"], seen.get((layer, "key"), seen[layer, "query"])) for layer in self._layers}
         attention = {
             (layer, kind): read_attention(adapter, layer, kind, *pairs[layer], about) for layer, kind in self._attention
         }
         keys = {layer: read_keys(adapter, layer, *pairs[layer], about) for layer in self._keys}
         embeddings = adapter.embed(seen["embeddings"], about) if self._layers else ()
-        pixels = adapter.shrink(seen["pixels"], about)
-        features = output[1] if isinstance(output, tuple) else output.pooler_output
-        parts = [features] if isinstance(features, Tensor) else features
-        tokens = sum(part.numel() // part.shape[-1] for part in parts)
-        return Vision(attention, keys, embeddings, pixels, about, self.window, tokens)
+        return Signals(attention, keys, embeddings)
 
     def pictures(self, prefill: Prefill) -> list[tuple[Span, Picture]]:
         """The pictures of a prompt, batch row by batch row, in prompt order.
@@ -196,6 +210,7 @@ class VisionReader:
                 output = prefill.encoded.get(modality.name)
                 vision = prefill.visions.get(modality.name) if output is None else getattr(output, SIGNALS, None)
                 found += self._find(prefill.input_ids, tokens, vision)
+                prefill.encoder += vision.encoder if vision is not None else EncoderTrace()
         return sorted(found, key=lambda pair: (pair[0].row, int(pair[0].positions[0])))
 
     def _find(self, input_ids: Tensor, tokens: Tensor, vision: Vision | None) -> list[tuple[Span, Picture]]:
