@@ -150,8 +150,8 @@ class EncoderSavings:
             run.plan = plan = self._plan(run, args, kwargs) if run.called == 1 else None
             if plan is None or plan.whole:
                 output = encode(*args, **kwargs)
-                if plan is not None:
-                    plan.output = output
+                if plan is not None and plan.keys:
+                    plan.output = over(lambda tensor: tensor, output)  # models write into the one that they are given
                 return _without_last(output, len(run.unread))
             if plan.new:
                 tiles = len(plan.owners)
