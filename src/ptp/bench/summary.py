@@ -51,8 +51,8 @@ def markdown(rows: Sequence[Row], costs: Sequence[Cost], keep_ratio: float) -> s
     both = tables(rows)
     return "\n\n".join(
         [
-            _table(HEADS["prefill"], both["prefill"]),
-            _table(HEADS["costs"], both["costs"]),
+            markdown_table(HEADS["prefill"], both["prefill"]),
+            markdown_table(HEADS["costs"], both["costs"]),
             NOTES,
             f"Selection alone at keep {keep_ratio:g}, in milliseconds, by the number of visual tokens (made-up pictures;\n"
             "a method that takes seconds gets no larger one), and the power of that number it grows with:",
@@ -69,14 +69,15 @@ def selection_table(costs: Sequence[Cost]) -> str:
         found = {cost.visual_tokens: f"{1000 * cost.seconds:.3g}" for cost in chosen}
         power = exponent(chosen)
         table.append([method, *(found.get(count, "") for count in tokens), "" if power is None else f"{power:.2f}"])
-    return _table(["method", *(f"{count:,}" for count in tokens), "power"], table)
+    return markdown_table(["method", *(f"{count:,}" for count in tokens), "power"], table)
 
 
 def _by_method(costs: Sequence[Cost]) -> dict[str, list[Cost]]:
     return {method: [c for c in costs if c.method == method] for method in dict.fromkeys(cost.method for cost in costs)}
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     return "\n".join("| " + " | ".join(line) + " |" for line in (heads, ["---"] * len(heads), *rows))
 
 
