@@ -95,6 +95,8 @@ def test_ratios_follow_from_the_times(measured):
     _, rows = measured
     for row in rows:
         assert row.prefill.low <= row.prefill.median <= row.prefill.high and row.decode.median > 0 and row.encode.median > 0
+        assert row.first_token.median == pytest.approx(row.encode.median + row.prefill.median)
+        assert sum(row.parts) == pytest.approx(row.first_token.median) and row.parts[0] > 0 and row.parts[2] > 0
         assert (row.select is None) == (row.method.startswith(("full", "limit")))
         if row.average_tokens == row.visual_tokens:
             assert row.over_limit == pytest.approx(row.over_bound)

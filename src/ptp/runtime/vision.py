@@ -206,15 +206,15 @@ class VisionReader:
         for modality in kinds:
             if modality.token_id in shown and modality.name not in passed and modality.name not in prefill.visions:
                 continue  # the tokens are those of another modality, with the same id
-            if bool((tokens := prefill.input_ids == modality.token_id).any()):
+            if bool((tokens := prefill.host.ids == modality.token_id).any()):
                 output = prefill.encoded.get(modality.name)
                 vision = prefill.visions.get(modality.name) if output is None else getattr(output, SIGNALS, None)
-                found += self._find(prefill.input_ids, tokens, vision)
+                found += self._find(prefill.host.ids, tokens, vision)
                 prefill.encoder += vision.encoder if vision is not None else EncoderTrace()
         return sorted(found, key=lambda pair: (pair[0].row, int(pair[0].positions[0])))
 
     def _find(self, input_ids: Tensor, tokens: Tensor, vision: Vision | None) -> list[tuple[Span, Picture]]:
-        """The pictures of one modality, whose visual tokens are the True entries of `tokens` (B, S)."""
+        """The pictures of one modality, whose visual tokens are the True entries of `tokens` (B, S); both are on the host."""
         if vision is None or not (self._attention <= set(vision.attention) and self._keys <= set(vision.keys)):
             raise ValueError(
                 "The encoded pictures carry no signals for this pruner. Encode them while it is attached (another one may read "
@@ -232,7 +232,7 @@ class VisionReader:
                 f"The prompt has {count} image tokens but pictures of {vision.tokens} visual tokens were encoded. "
                 "Pass the pixel values and the token ids that the processor made together."
             )
-        ids, tokens, found = input_ids.cpu(), tokens.cpu(), list[tuple[Span, Picture]]()
+        ids, found = input_ids, list[tuple[Span, Picture]]()
         alike = torch.equal(ids, ids[::copies].repeat_interleave(copies, dim=0))
         spans, pictures = list[Span](), list[Picture]()
         for copy in range(copies):
