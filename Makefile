@@ -48,7 +48,8 @@ lint: $(VENV)/.ready
 
 # Write the tables of docs/results into the README and the model card.
 readme: $(VENV)/.ready
-	$(BIN)/cog -r -I docs README.md src/ptp/tiny/weights/README.md docs/results/ablation.md docs/results/models.md docs/results/rivals.md
+	$(BIN)/cog -r -I docs README.md src/ptp/tiny/weights/README.md docs/results/ablation.md docs/results/models.md docs/results/rivals.md \
+		docs/results/first_token.md
 
 clean:
 	rm -rf $(VENV) $(LOWEST) demo.html

@@ -1,8 +1,8 @@
 """Where a GPU would have to be waited for, counted without one.
 
-Every tensor that would lie on the GPU is followed through torch's functions: the model's weights and inputs, what is made of
-them, and what is made with `device=` said. Taking values of such a tensor to the host (item, tolist, bool, cpu, numpy, equal)
-or making one whose shape depends on them (nonzero, a mask as an index) is a wait, wherever it happens.
+Every tensor that would lie on the GPU is followed through torch's functions: the model's weights and inputs, and what is made
+of them. (What is made of nothing, an arange, counts as soon as it meets one of these.) Taking values of such a tensor to the
+host (item, tolist, bool, cpu, numpy, equal) or making one whose shape depends on them (nonzero, a mask as an index) is a wait.
 """
 
 import traceback
@@ -27,6 +27,7 @@ class Waits(TorchFunctionMode):
     def __init__(self, model: torch.nn.Module, inputs: dict[str, Tensor]) -> None:
         super().__init__()
         self.found: Counter[str] = Counter()
+        self.total = 0
         self._on_device: dict[int, Any] = {}
         for tensor in (*model.parameters(), *model.buffers(), *inputs.values()):
             self._mark(tensor)
@@ -60,7 +61,7 @@ class Waits(TorchFunctionMode):
         result = function(*args, **kwargs)
         if to_host and isinstance(result, Tensor):
             return result.clone()  # on the CPU it was the same tensor
-        if (there and not to_host) or (not there and kwargs.get("device") is not None):
+        if there and not to_host:
             self._mark(result)
         return result
 
@@ -70,6 +71,7 @@ class Waits(TorchFunctionMode):
         return '"cpu"' in line
 
     def _count(self, name: str) -> None:
+        self.total += 1
         frames = [frame for frame in traceback.extract_stack() if "syncs.py" not in frame.filename]
         innermost = next((f for f in reversed(frames) if not f.filename.endswith("torch/overrides.py")), frames[-1])
         if "/ptp/" in innermost.filename:

@@ -80,7 +80,7 @@ class EncoderRun:
 
     Attributes:
         inputs: Its arguments, by name. about: What else its outcome depends on.
-        seen: What the hooks have seen, by name.
+        seen: What the hooks have seen, by name. laid_out: What the adapter remembers of the pictures' sizes.
         unread: Ids of the layers that are left out.
         plan: None before the encoder is called, and where nothing is saved in it.
         called: How many times the encoder was called.
@@ -89,6 +89,7 @@ class EncoderRun:
     inputs: Mapping[str, Any]
     about: tuple[Any, ...] = ()
     seen: dict[Any, Any] = field(default_factory=dict)
+    laid_out: Any = None
     unread: frozenset[int] = frozenset()
     plan: Plan | None = None
     called: int = 0
@@ -126,7 +127,7 @@ class EncoderSavings:
     def _is_watched(self) -> bool:
         """Whether the encoder may do another thing each time: it trains, or somebody else listens to its parts."""
         return self.adapter.vision.training or any(
-            not isinstance(hook, Hook) and not getattr(hook, "__module__", "").startswith("transformers.")
+            not isinstance(hook, Hook) and not str(getattr(hook, "__module__", "")).startswith("transformers.")
             for module in self.adapter.vision.modules()
             for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
         )

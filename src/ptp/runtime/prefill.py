@@ -139,7 +139,7 @@ class Prefill:
     kept: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.held_padded = bool(self.held.valid.numel()) and not bool(self.held.valid.all())
+        self.held_on_host = self.held.valid.cpu(), self.held.places.cpu()
 
     @classmethod
     def begin(cls, setup: Setup, incoming: Incoming) -> "Prefill":
@@ -252,7 +252,7 @@ class Prefill:
 
         def causal() -> Any:
             flat = None
-            if self.remaining.padded or self.held_padded:
+            if self.remaining.padded or not bool(self.held_on_host[0].all()):
                 flat = torch.cat([held.valid, self.remaining.valid], dim=1).long()
                 flat = torch.nn.functional.pad(flat, (held.seen - held.valid.shape[1], 0))
             return create_causal_mask(
@@ -270,8 +270,8 @@ class Prefill:
         """Let the cache know what it has seen and does not hold."""
         if cache is not None and self.remaining.shorter:
             device, (left, slots) = self.remaining.valid.device, self.remaining.on_host
-            valid = torch.cat([self.held.valid.cpu(), left], dim=1)
-            places = torch.cat([self.held.places.cpu(), self.held.seen + slots], dim=1)
+            valid = torch.cat([self.held_on_host[0], left], dim=1)
+            places = torch.cat([self.held_on_host[1], self.held.seen + slots], dim=1)
             windowed = self.setup.adapter.text.window is not None
             record = Record.of(valid, places, self.held.seen + self.input_ids.shape[1], windowed)
             finish_cache(cache, replace(record, valid=record.valid.to(device), places=record.places.to(device)))

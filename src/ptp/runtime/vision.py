@@ -166,12 +166,14 @@ class VisionReader:
         return Hook(hook)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.running.encoding is not None:
-            self.running.encoding.seen["pixels"] = args[0] if args else kwargs["pixel_values"]
+        run = self.running.encoding
+        if run is not None:
+            run.seen["pixels"] = args[0] if args else kwargs["pixel_values"]
+            run.laid_out = self.adapter.about(run.inputs, self.window)  # now: a GPU is not waited for yet
 
     def _read(self, run: EncoderRun, output: Any) -> Vision:
         """The signals of one encoder run, and its `output`'s."""
-        about = self.adapter.about(run.inputs, self.window)
+        about = run.laid_out
         pixels = self.adapter.shrink(run.seen["pixels"], about)
         signals, trace = self._encoder.finish(run, lambda: self._signals(run.seen, about), len(pixels))
         features = output[1] if isinstance(output, tuple) else output.pooler_output
