@@ -129,12 +129,7 @@ def _first_token(
     console: Console, model: Any, turns: dict[str, Turn], pruner: Pruner, rounds: int, out: Path | None, force: bool, about: Any
 ) -> None:
     """Measure, print and write the time to the first token of pictures; what `out` has of the same is gone on with."""
-    found: dict[str, Measured] = {}
-    if out is not None and out.exists() and not force:
-        before = json.loads(out.read_text())
-        if {name: before["about"].get(name) for name in about} != about:
-            raise ValueError(f"{str(out)!r} has measurements of something else. Choose another name, or pass --force.")
-        found = {kind: Measured(**one) for kind, one in before["pictures"].items()}
+    found = _measured_before(out, about) if out is not None and out.exists() and not force else {}
 
     def write(found: dict[str, Measured]) -> None:
         if out is not None:
@@ -160,6 +155,25 @@ def _first_token(
     console.print(shown)
     if out is not None:
         console.print(f"Wrote {out} and its .md and .png.", highlight=False, markup=False)
+
+
+def _measured_before(out: Path, about: dict[str, Any]) -> dict[str, Measured]:
+    """What an interrupted run of the same command has measured.
+
+    Raises:
+        ValueError: the file is of something else.
+    """
+    try:
+        before = json.loads(out.read_text())
+        same = {name: before["about"][name] for name in about} == about
+        found = {kind: Measured(**one) for kind, one in before["pictures"].items()}
+    except (ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        raise ValueError(
+            f"Output {str(out)!r} has no measurements of this. Pass --force to overwrite it, or choose another name."
+        )
+    return found
 
 
 def _turn(preset: str | None, model: Any, processor: Any, tiles: int, picture: Image.Image) -> Turn:
