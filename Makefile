@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 LOWEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
-ORACLES := releases oracles families testing generate turns refusals loader videos evaluation bench cli docs
+ORACLES := releases oracles families testing encoding syncs generate turns refusals loader videos evaluation bench cli docs
 WORKERS := -n 2 --dist worksteal
 
 .PHONY: demo test test-lowest lint readme clean

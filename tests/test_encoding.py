@@ -89,7 +89,7 @@ def test_blank_stretches_of_a_page_are_encoded_once():
     assert blank > 1 and {len(call.query) for call in seen} == {columns * rows + 1 - (blank - 1)}
 
 
-@pytest.mark.parametrize("name", ["internvl", "qwen3-vl", "gemma4"])
+@pytest.mark.parametrize("name", [name for name in ("internvl", "qwen3-vl", "gemma4") if name in FAMILIES])
 def test_pictures_without_equal_tiles_are_encoded_as_ever_bit_for_bit(name):
     family = FAMILIES[name]
     model, inputs = model_of(family), encode(family, ([photo(3, SIZE)], QUESTIONS[0]))
@@ -178,7 +178,7 @@ def test_the_next_question_about_a_picture_encodes_nothing(family, name):
     assert "from the cache of" in str(trace)
 
 
-@pytest.mark.parametrize("name", ["internvl", "llava-next", "qwen3-vl", "gemma4", "mistral3"])
+@pytest.mark.parametrize("name", [n for n in ("internvl", "llava-next", "qwen3-vl", "gemma4", "mistral3") if n in FAMILIES])
 def test_generate_takes_pictures_from_the_cache(name):
     family = FAMILIES[name]
     model, inputs = model_of(family), encode(family, ([PAGE], QUESTIONS[0]))
@@ -296,7 +296,8 @@ def test_the_cache_is_bounded_and_lets_go_of_the_oldest():
     probe = EncoderCache(2**30)
     prefill(model, pictures[0], pruner(), reuse=probe)
     size = probe.held
-    assert len(probe) == 1 and size > 65 * 32 * 4  # [CLS] and 64 patches, 32 wide
+    states = 65 * 32 * 4  # [CLS] and 64 patches, 32 wide
+    assert len(probe) == 1 and states < size < 1.2 * states, "the states that the model reads, and what scoring read"
     cache = EncoderCache(2 * size)
     with torch.no_grad(), pruner()(model, tokenizer(), reuse=cache) as trace:
         hits = []

@@ -259,6 +259,14 @@ class Adapter(ABC):
         """
         return ()
 
+    def unread_outputs(self, inputs: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of what the encoder puts out and the model does not read: it is not kept for the next time.
+
+        Args:
+            inputs: As of `unread_layers`.
+        """
+        return ()
+
     @property
     def layers(self) -> Any:
         """The language model's decoder layers."""

@@ -91,6 +91,11 @@ class InternVLAdapter(Adapter):
         attention = self.vision.encoder.layer[layer].attention
         return QueryKey(attention.q_norm, attention.k_norm, attention.num_heads, attention.scale)
 
+    def unread_outputs(self, inputs: Mapping[str, Any]) -> tuple[str, ...]:
+        """The last layer is read behind the norm, where no other is asked for."""
+        asked = inputs.get("vision_feature_layer")
+        return ("hidden_states",) if (self.config.vision_feature_layer if asked is None else asked) == -1 else ()
+
     def vision_embeddings(self) -> nn.Module:
         layer = self.config.vision_feature_layer
         if layer == -1:

@@ -152,7 +152,7 @@ class EncoderSavings:
             if plan is None or plan.whole:
                 output = encode(*args, **kwargs)
                 if plan is not None and plan.keys:
-                    plan.output = over(lambda tensor: tensor, output)  # models write into the one that they are given
+                    plan.output = self._kept_of(run, output)
                 return _without_last(output, len(run.unread))
             if plan.new:
                 tiles = len(plan.owners)
@@ -162,10 +162,19 @@ class EncoderSavings:
                     return given.index_select(0, index) if _is_by_tile(given, tiles) else given
 
                 plan.output = encode(*map(pick, args), **{name: pick(given) for name, given in kwargs.items()})
+                if plan.keys:
+                    plan.output = self._kept_of(run, plan.output)
             output = self._assembled(plan)
             return _without_last(output, len(run.unread))
 
         return forward
+
+    def _kept_of(self, run: EncoderRun, output: Any) -> Any:
+        """What is kept of an output, in a container of its own: models write into the one that they are given."""
+        if isinstance(output, ModelOutput):
+            unread = self.adapter.unread_outputs(run.inputs)
+            output = type(output)(**{name: value for name, value in output.items() if name not in unread})
+        return over(lambda tensor: tensor, output)
 
     def _assembled(self, plan: Plan) -> Any:
         """The output for all units: in new containers, since models write into them."""
