@@ -165,7 +165,9 @@ def answer_table(answers: list[Answer]) -> Table:
     table.add_column("Kept", justify="right", no_wrap=True)
     for column in ("Full", "Pruned"):
         table.add_column(column, overflow="fold")
-    for column in ("First token\nms", "Visual\ntokens", "Average\n(layers)", "Prefill\nms", "KV cache\nKiB"):
+    late = any(a.average_tokens != a.visual_tokens[1] for a in answers)  # tokens leave behind the first layers
+    columns = ("First token\nms", "Visual\ntokens", "Avg. over\nlayers", "Prefill\nms", "KV cache\nKiB")
+    for column in columns if late else (*columns[:2], *columns[3:]):
         table.add_column(column, justify="right", no_wrap=True)
     previous = None
     for a in answers:
@@ -177,7 +179,7 @@ def answer_table(answers: list[Answer]) -> Table:
             escape(a.pruned),
             _milliseconds(a.first_token),
             "{:,} -> {:,}".format(*a.visual_tokens),
-            f"{a.average_tokens:,.0f}",
+            *([f"{a.average_tokens:,.0f}"] if late else []),
             _milliseconds(a.prefill),
             f"{a.cache_bytes[0] / 1024:,.0f} -> {a.cache_bytes[1] / 1024:,.0f}",
         )
