@@ -7,7 +7,8 @@ order):
 - layers behind the last one that feeds the language model are left out;
 - what was encoded before is taken from an `EncoderCache`, where there is one.
 
-They are made inside the encoder's own forward, so that whatever the model does around it goes on as it is.
+The first two, and tiles that were encoded before, are taken care of inside the encoder's own forward, so that whatever the
+model does around it goes on as it is. A whole call that comes again (the next question) does not even begin.
 """
 
 import functools
@@ -21,13 +22,15 @@ from transformers.utils import ModelOutput
 
 from ..adapters import Adapter
 from .hooks import Hook, Shadow
-from .reuse import EncoderCache, Entry, Signals, Wanted, digest_of, over, state_of
+from .reuse import EncoderCache, Entry, Signals, Wanted, digest_of, over, parts_of, state_of
 from .trace import EncoderTrace
 
 SAMPLED = 4096
 """Values of each tile that are compared first."""
 ASKED_FOR = ("output_hidden_states", "output_attentions")
 """Arguments that ask for more of the encoder than what the language model is given."""
+STATES = ("last_hidden_state", "hidden_states", "attentions")
+"""What is not kept of the outcome of a call: no model reads it behind the method that encodes."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,7 @@ ALL_SAVINGS = Savings()
 
 @dataclass
 class Plan:
-    """What of a call of the encoder has to be computed.
-
-    A unit is a tile; where the encoder takes pictures whole, all that it is given in one call.
+    """Which tiles of a call of the encoder have to be computed.
 
     Attributes:
         owners: Of each unit, the first one with the same pixels; itself, where there is none.
@@ -84,6 +85,7 @@ class EncoderRun:
         unread: Ids of the layers that are left out.
         plan: None before the encoder is called, and where nothing is saved in it.
         called: How many times the encoder was called.
+        state: Of all that encoding computes with; None where nothing is kept. key: What the call's outcome is kept by.
     """
 
     inputs: Mapping[str, Any]
@@ -93,6 +95,8 @@ class EncoderRun:
     unread: frozenset[int] = frozenset()
     plan: Plan | None = None
     called: int = 0
+    state: bytes | None = None
+    key: bytes | None = None
 
 
 class EncoderSavings:
@@ -116,7 +120,7 @@ class EncoderSavings:
     def begin(self, inputs: Mapping[str, Any], about: tuple[Any, ...]) -> EncoderRun:
         """A call of a method that encodes pictures."""
         unread: Sequence[nn.Module] = ()
-        if self.savings.skip_layers and not self._asks_for_more(inputs) and not self._is_watched():
+        if self.savings.skip_layers and not self._asks_for_more(inputs) and not self._is_watched(self.adapter.vision):
             unread = self.adapter.unread_layers(inputs)
         return EncoderRun(inputs, about, unread=frozenset(map(id, unread)))
 
@@ -124,12 +128,12 @@ class EncoderSavings:
         config = getattr(self.adapter.vision, "config", None)
         return any(inputs.get(name) or getattr(config, name, False) for name in ASKED_FOR)
 
-    def _is_watched(self) -> bool:
-        """Whether the encoder may do another thing each time: it trains, or somebody else listens to its parts."""
+    def _is_watched(self, module: nn.Module, without: nn.Module | None = None) -> bool:
+        """Whether a module may do another thing each time: the encoder trains, or somebody else listens to a part of it."""
         return self.adapter.vision.training or any(
             not isinstance(hook, Hook) and not str(getattr(hook, "__module__", "")).startswith("transformers.")
-            for module in self.adapter.vision.modules()
-            for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+            for _, part in parts_of(module, without)
+            for hook in (*part._forward_pre_hooks.values(), *part._forward_hooks.values())
         )
 
     def _skipping(self, layer: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -178,8 +182,6 @@ class EncoderSavings:
 
     def _assembled(self, plan: Plan) -> Any:
         """The output for all units: in new containers, since models write into them."""
-        if not self.adapter.independent_tiles:
-            return over(lambda tensor: tensor, plan.found[0].output)
         place = {unit: number for number, unit in enumerate(plan.new)}
         if not plan.found:
             index = [place[owner] for owner in plan.owners]
@@ -192,29 +194,24 @@ class EncoderSavings:
         ]
         return over(lambda *states: torch.cat(states), *parts)
 
+    def _cache(self, run: EncoderRun) -> EncoderCache | None:
+        """Where a call may find and leave something; None: nowhere."""
+        return None if torch.is_grad_enabled() or self._asks_for_more(run.inputs) else self.savings.cache
+
     def _plan(self, run: EncoderRun, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan | None:
-        """What has to be computed; None where all of it has, and nothing of it is kept."""
-        cache = None if torch.is_grad_enabled() or self._asks_for_more(run.inputs) else self.savings.cache
-        merge = self.savings.merge_tiles and self.adapter.independent_tiles
-        if (cache is None and not merge) or self._is_watched():
+        """What has to be computed; None where all of it has, and nothing of it is kept by tile."""
+        cache = self._cache(run) if run.state is not None else None
+        merge = self.savings.merge_tiles
+        if not self.adapter.independent_tiles or (cache is None and not merge) or self._is_watched(self.adapter.vision):
             return None
-        state = state_of(self.adapter.vision) if cache is not None else None
-        common = (state, _autocast(_pixels(args, kwargs).device), len(run.unread))
-        if not self.adapter.independent_tiles:
-            if cache is None or state is None:
-                return None
-            told = {name: value for name, value in run.inputs.items() if value is not None and name != "return_dict"}
-            keys = [digest_of(common, run.about, told)]
-            entry = cache.get(keys[0], self.wanted)
-            return Plan([0], [] if entry else [0], {0: entry} if entry else {}, keys)
         tiles = len(_pixels(args, kwargs))
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         rows = {name: value for name, value in given.items() if _is_by_tile(value, tiles)}
         rest = {name: value for name, value in given.items() if name not in rows}
-        if cache is None or state is None:
+        if cache is None:
             owners = same_rows(list(rows.values()))
             return Plan(owners, [unit for unit, owner in enumerate(owners) if unit == owner])
-        shared = digest_of(common, rest)
+        shared = digest_of("tile", run.state, _autocast(_pixels(args, kwargs).device), len(run.unread), rest)
         keys = [digest_of(shared, {name: value[unit] for name, value in rows.items()}) for unit in range(tiles)]
         first = {key: unit for unit, key in reversed(list(enumerate(keys)))}
         owners = [first[key] if merge else unit for unit, key in enumerate(keys)]
@@ -224,45 +221,63 @@ class EncoderSavings:
                 found[unit] = entry
         return Plan(owners, sorted(set(owners) - set(found)), found, keys)
 
-    def finish(self, run: EncoderRun, read: Callable[[], Signals], units: int) -> tuple[Signals, EncoderTrace]:
+    def recall(self, run: EncoderRun, own: bool) -> Entry | None:
+        """What the same call made before, with all that will be read; None where it has to be made.
+
+        Args:
+            own: Whether the method that encodes is the model's own, as its class has it.
+        """
+        core = self.adapter.core
+        if self._cache(run) is None or not own or core.training or run.inputs.get("return_dict") is False:
+            return None
+        if self._is_watched(core, self.adapter.text.model):
+            return None
+        run.state = state_of(core, without=self.adapter.text.model)
+        if run.state is None or self.savings.cache is None:
+            return None
+        told = {name: value for name, value in run.inputs.items() if value is not None and name != "return_dict"}
+        place = _autocast(next(self.adapter.vision.parameters()).device)
+        run.key = digest_of("call", run.state, place, len(run.unread), run.about, told)
+        return self.savings.cache.get(run.key, self.wanted)
+
+    def recalled(self, entry: Entry) -> tuple[Any, EncoderTrace]:
+        """An output like the one that was kept, in a container of its own; and how it was come by."""
+        units, held = len(entry.pixels), 0 if self.savings.cache is None else self.savings.cache.held
+        return over(lambda tensor: tensor, entry.output), EncoderTrace(units, 0, units, 0, held)
+
+    def finish(
+        self, run: EncoderRun, output: Any, pixels: Sequence[Tensor], read: Callable[[], Signals]
+    ) -> tuple[Signals, EncoderTrace]:
         """What scoring reads of all units, and how they were come by; what is new is kept.
 
         Args:
-            read: Reads what was encoded. units: How many the encoder was given, in the adapter's sense.
+            output: Of the method that encodes. pixels: A few of each unit. read: Reads what was encoded.
         """
-        plan, cache = run.plan, self.savings.cache
-        held = 0 if cache is None else cache.held
+        plan, cache, units = run.plan, self.savings.cache, len(pixels)
         if plan is None or run.called != 1:
-            return read(), EncoderTrace(units, units, cache_bytes=held)
-        fresh = read() if plan.new else Signals({}, {}, ())
-        if not self.adapter.independent_tiles:
-            parts = [plan.found[0].signals if plan.found else fresh]
-            encoded, hits = (0, units) if plan.found else (units, 0)
+            signals, encoded, hits = read(), units, 0
         else:
+            fresh = read() if plan.new else Signals({}, {}, ())
             single = {unit: _unit(fresh, number) for number, unit in enumerate(plan.new)}
             single |= {unit: entry.signals for unit, entry in plan.found.items()}
-            parts = [single[owner] for owner in plan.owners]
+            signals = Signals.joined([single[owner] for owner in plan.owners])
             encoded, hits = len(plan.new), sum(owner in plan.found for owner in plan.owners)
-        if cache is not None and plan.keys:
-            self._keep(cache, plan, fresh)
-            held = cache.held
-        misses = encoded if plan.keys else 0
-        return Signals.joined(parts), EncoderTrace(units, encoded, hits, misses, held)
+            if cache is not None and plan.keys:
+                for number, unit in enumerate(plan.new):
+                    tile = over(lambda states, n=number: states[n : n + 1], plan.output)
+                    cache.put(plan.keys[unit], Entry(over(_own, tile), single[unit].copied(_own)))
+        if cache is None or run.key is None or run.called != 1:
+            return signals, EncoderTrace(units, encoded, hits, 0, 0 if cache is None else cache.held)
+        if isinstance(output, ModelOutput):
+            read_on = {name: value for name, value in output.items() if name not in STATES}
+            made = type(output)(**over(_own, read_on))
+            cache.put(run.key, Entry(made, signals.copied(_own), over(_own, list(pixels))))
+        return signals, EncoderTrace(units, encoded, hits, encoded, cache.held)
 
-    def _keep(self, cache: EncoderCache, plan: Plan, fresh: Signals) -> None:
-        """Keep copies of what is new: slices would hold the whole batch."""
 
-        def own(states: Tensor) -> Tensor:
-            return states.detach().clone()
-
-        for number, unit in enumerate(plan.new):
-            if self.adapter.independent_tiles:
-                output = over(lambda states, n=number: own(states[n : n + 1]), plan.output)
-                signals = _unit(fresh, number)
-            else:
-                output, signals = over(own, plan.output), fresh
-            copied = Signals(over(own, signals.attention), over(own, signals.keys), over(own, list(signals.embeddings)))
-            cache.put(plan.keys[unit], Entry(output, copied))
+def _own(states: Tensor) -> Tensor:
+    """A copy: a slice would hold the whole batch."""
+    return states.detach().clone()
 
 
 def same_rows(given: Sequence[Tensor]) -> list[int]:

@@ -8,7 +8,7 @@ that is changed in place, moved, cast or replaced changes the digest, so what wa
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -47,6 +47,10 @@ class Signals:
             [row for part in parts for row in part.embeddings],
         )
 
+    def copied(self, copy: Callable[[Tensor], Tensor]) -> "Signals":
+        """The same, each tensor a copy."""
+        return Signals(over(copy, dict(self.attention)), over(copy, dict(self.keys)), over(copy, list(self.embeddings)))
+
     def covers(self, other: "Signals | Wanted") -> bool:
         """Whether all that `other` has is here, too."""
         return set(other.attention) <= set(self.attention) and set(other.keys) <= set(self.keys)
@@ -62,20 +66,21 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Entry:
-    """What the encoder made of a unit (a tile; or, where it takes pictures whole, all pictures of a call).
+    """What the encoder made of a tile, or the model's own method of all pictures of a call.
 
     Attributes:
-        output: What the encoder put out, in its own class. signals: What scoring read.
+        output: What it put out, in its own class. signals: What scoring read. pixels: Of a call, a few of each unit.
     """
 
     output: Any
     signals: Signals
+    pixels: Sequence[Tensor] = ()
 
     @property
     def size(self) -> int:
         """Bytes of its tensors."""
-        own = [self.output, *self.signals.attention.values(), *self.signals.keys.values(), self.signals.embeddings]
-        return sum(tensor.nbytes for tensor in tensors_of(own))
+        read = [dict(self.signals.attention), dict(self.signals.keys), list(self.signals.embeddings)]
+        return sum(tensor.nbytes for tensor in tensors_of([self.output, list(self.pixels), *read]))
 
     def with_signals_of(self, other: "Entry | None") -> "Entry":
         """Itself, with what only an older entry of the same unit has."""
@@ -86,7 +91,7 @@ class Entry:
             {**other.signals.keys, **self.signals.keys},
             self.signals.embeddings or other.signals.embeddings,
         )
-        return Entry(self.output, both)
+        return Entry(self.output, both, self.pixels)
 
 
 class EncoderCache:
@@ -202,8 +207,14 @@ def _add(total: Any, part: Any) -> None:
         total.update(f"{type(part).__name__} {part!r};".encode())
 
 
+def parts_of(module: nn.Module, without: nn.Module | None = None) -> Iterator[tuple[str, nn.Module]]:
+    """A module and those inside it, by name; without one of them and what is inside that."""
+    left_out = set(map(id, without.modules())) if without is not None else set()
+    return ((name, part) for name, part in module.named_modules() if id(part) not in left_out)
+
+
 @torch.no_grad()
-def state_of(module: nn.Module) -> bytes | None:
+def state_of(module: nn.Module, without: nn.Module | None = None) -> bytes | None:
     """A digest of what a module computes with: its weights, buffers and settings. None where it cannot be told.
 
     Of every tensor: where it lies, its version (which torch counts up whenever it is changed in place), dtype, shape, device,
@@ -211,11 +222,14 @@ def state_of(module: nn.Module) -> bytes | None:
     moves values about, their sum the same, goes unseen. Of every module: its class, and its settings (LoRA's scaling, what
     adapter is active). 36 ms for 300 M float32 parameters on two cores.
     """
-    told: list[Any] = [getattr(getattr(module, "config", None), "_attn_implementation", None)]
+    told: list[Any] = []
     sums: list[Tensor] = []
-    for name, part in module.named_modules():
+    for name, part in parts_of(module, without):
         settings = [(key, value) for key, value in vars(part).items() if _is_setting(key, value)]
-        told.append((name, type(part).__qualname__, settings))
+        config = vars(part).get("config")
+        chosen = [] if config is None else [each for each in vars(config).items() if _is_setting(*each)]
+        attention = getattr(config, "_attn_implementation", None)
+        told.append((name, type(part).__qualname__, settings, chosen, attention))
         for tensor in (*part._parameters.values(), *part._buffers.values()):
             if tensor is None:
                 continue

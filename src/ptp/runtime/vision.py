@@ -19,7 +19,7 @@ from .hooks import Hook, Shadow
 from .picture import Picture, Vision, VisionSignal
 from .prefill import Prefill
 from .reads import AttentionKind, VisionRead
-from .reuse import Signals, Wanted
+from .reuse import Entry, Signals, Wanted
 from .running import Running
 from .trace import EncoderTrace
 
@@ -135,6 +135,7 @@ class VisionReader:
         """The method that encodes, listened to: only its arguments tell the pictures' sizes, and `generate` drops them."""
         encode, running = getattr(self.adapter.core, modality.method), self.running
         signature = inspect.signature(encode)
+        own = getattr(encode, "__func__", None) is getattr(type(self.adapter.core), modality.method, encode)
 
         @functools.wraps(encode)
         def listening(*args: Any, **kwargs: Any) -> Any:
@@ -144,10 +145,14 @@ class VisionReader:
             inputs |= inputs.pop("kwargs", {})
             running.encoding = run = self._encoder.begin(inputs, (modality.name, self.window))
             try:
-                with uncompiled():
-                    output = encode(*args, **kwargs)
-                vision = getattr(output, SIGNALS, None)  # one that was encoded before has them
-                vision = vision or self._read(run, output)
+                entry = self._encoder.recall(run, own)
+                if entry is not None:
+                    output, vision = self._recalled(run, entry)
+                else:
+                    with uncompiled():
+                        output = encode(*args, **kwargs)
+                    before: Vision | None = getattr(output, SIGNALS, None)  # one that was encoded before has them
+                    vision = before or self._read(run, output)
             finally:
                 running.encoding = None
             if running.prefill is not None:
@@ -175,7 +180,16 @@ class VisionReader:
         """The signals of one encoder run, and its `output`'s."""
         about = run.laid_out
         pixels = self.adapter.shrink(run.seen["pixels"], about)
-        signals, trace = self._encoder.finish(run, lambda: self._signals(run.seen, about), len(pixels))
+        signals, trace = self._encoder.finish(run, output, pixels, lambda: self._signals(run.seen, about))
+        return self._vision(output, signals, pixels, about, trace)
+
+    def _recalled(self, run: EncoderRun, entry: Entry) -> tuple[Any, Vision]:
+        """What a call made that is not made again, and its signals."""
+        output, trace = self._encoder.recalled(entry)
+        about = self.adapter.about(run.inputs, self.window)
+        return output, self._vision(output, entry.signals, entry.pixels, about, trace)
+
+    def _vision(self, output: Any, signals: Signals, pixels: Sequence[Tensor], about: Any, trace: EncoderTrace) -> Vision:
         features = output[1] if isinstance(output, tuple) else output.pooler_output
         parts = [features] if isinstance(features, Tensor) else features
         tokens = sum(part.numel() // part.shape[-1] for part in parts)
