@@ -6,6 +6,7 @@ import inspect
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -472,3 +473,33 @@ def test_the_state_of_a_module_changes_with_all_that_it_computes_with():
         differs(change)
     assert len(found) == 1 + len(changes)
     assert state_of(torch.nn.Linear(2, 2, device="meta")) is None, "offloaded weights are not here"
+
+
+def test_of_weights_that_are_elsewhere_nothing_is_kept():
+    """Nobody can tell whether they have changed."""
+    family = FAMILIES["internvl"]
+    pieces, inputs = copy.deepcopy(model_of(family)), encode(family, ([PAGE], QUESTIONS[0]))
+    with torch.no_grad(), pruner()(pieces, tokenizer()):
+        expected = pieces(**inputs).logits
+    accelerate.cpu_offload(pieces, execution_device=torch.device("cpu"))
+    cache = EncoderCache(2**30)
+    with torch.no_grad(), pruner()(pieces, tokenizer(), reuse=cache) as trace:
+        for _ in range(2):
+            torch.testing.assert_close(pieces(**inputs).logits, expected, atol=1e-5, rtol=0)
+            assert trace.encoder.hits == trace.encoder.misses == len(cache) == 0
+            assert trace.encoder.encoded < trace.encoder.units, "equal tiles are still encoded once"
+
+
+def test_pictures_of_a_quantised_encoder_are_kept_until_its_weights_change():
+    torchao = pytest.importorskip("torchao")
+    family = FAMILIES["internvl"]
+    model, inputs = copy.deepcopy(model_of(family)), encode(family, ([PAGE], QUESTIONS[0]))
+    vision = adapter_for(model).vision
+    torchao.quantization.quantize_(vision, torchao.quantization.Int8WeightOnlyConfig())
+    with torch.no_grad(), pruner()(model, tokenizer(), reuse=2**30) as trace:
+        first = model(**inputs).logits
+        assert torch.equal(model(**inputs).logits, first) and trace.encoder.hits == trace.encoder.units
+        weight = vision.encoder.layer[0].attention.q_proj.weight
+        inner = getattr(weight, weight.__tensor_flatten__()[0][0])
+        inner[0, 0] += 40
+        assert not torch.equal(model(**inputs).logits, first) and trace.encoder.hits == 0

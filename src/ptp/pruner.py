@@ -126,7 +126,7 @@ class Pruner:
 
         Of these three none applies while the encoder trains or somebody else's hook listens to it, and of the last two neither
         where output_hidden_states or output_attentions are asked for. An output of `get_image_features` has no
-        last_hidden_state where layers were left out, and from the cache only what the model itself reads.
+        last_hidden_state where layers were left out, and from the cache only what the model itself reads of it.
 
         Yields:
             The `Trace` of the newest prefill.
