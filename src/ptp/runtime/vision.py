@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -94,6 +94,13 @@ def picture_of(adapter: Adapter, span: Span, vision: Vision, reads: Sequence[Vis
     return Picture(span.layout, alive, tuple(signals), embeddings, pixels)
 
 
+def _tokens(output: Any) -> int:
+    """How many visual tokens an encoding method put out."""
+    features = output[1] if isinstance(output, tuple) else output.pooler_output
+    parts = [features] if isinstance(features, Tensor) else features
+    return sum(part.numel() // part.shape[-1] for part in parts)
+
+
 class VisionReader:
     """Keeps the signals of each encoder run on the encoder's output, and in the prefill that it belongs to.
 
@@ -139,7 +146,7 @@ class VisionReader:
                     output = encode(*args, **kwargs)
                 inputs = signature.bind(*args, **kwargs).arguments
                 vision = getattr(output, SIGNALS, None)  # one that was encoded before has them
-                vision = vision or self._read(running.encoding, inputs | inputs.get("kwargs", {}), output)
+                vision = vision or self.read(running.encoding, inputs | inputs.get("kwargs", {}), _tokens(output))
             finally:
                 running.encoding = None
             if running.prefill is not None:
@@ -161,8 +168,8 @@ class VisionReader:
         if self.running.encoding is not None:
             self.running.encoding["pixels"] = args[0] if args else kwargs["pixel_values"]
 
-    def _read(self, seen: dict[Any, Tensor], inputs: dict[str, Any], output: Any) -> Vision:
-        """The signals of one encoder run, from what its hooks have `seen`, its `inputs` and its `output`."""
+    def read(self, seen: dict[Any, Tensor], inputs: Mapping[str, Any], tokens: int) -> Vision:
+        """The signals of one encoder run, from what its hooks have `seen`, its `inputs` and how many `tokens` it put out."""
         adapter = self.adapter
         about = adapter.about(inputs, self.window)
         pairs = {layer: (seen[layer, "query"], seen.get((layer, "key"), seen[layer, "query"])) for layer in self._layers}
@@ -172,9 +179,6 @@ class VisionReader:
         keys = {layer: read_keys(adapter, layer, *pairs[layer], about) for layer in self._keys}
         embeddings = adapter.embed(seen["embeddings"], about) if self._layers else ()
         pixels = adapter.shrink(seen["pixels"], about)
-        features = output[1] if isinstance(output, tuple) else output.pooler_output
-        parts = [features] if isinstance(features, Tensor) else features
-        tokens = sum(part.numel() // part.shape[-1] for part in parts)
         return Vision(attention, keys, embeddings, pixels, about, self.window, tokens)
 
     def pictures(self, prefill: Prefill) -> list[tuple[Span, Picture]]:
