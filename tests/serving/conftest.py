@@ -14,7 +14,9 @@ if HAS_VLLM:
 
 @pytest.fixture(scope="session")
 def vllm():
-    return pytest.importorskip("vllm", reason="vLLM is not installed here: `make test-vllm` runs these in an environment of its own")
+    return pytest.importorskip(
+        "vllm", reason="vLLM is not installed here: `make test-vllm` runs these in an environment of its own"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,14 @@
 """The plugin inside the real engine, against transformers: log-probabilities, not answers (these are right even at 10 %)."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from asking import SETTINGS, ask, difference, expected, log_probabilities, questions, request
+
+from .asking import SETTINGS, ask, difference, expected, log_probabilities, questions, request
 
 CLOSE = 1e-3
 
@@ -124,9 +126,9 @@ def test_defaults_and_what_is_written_out_are_the_same_picture(fresh, model_of):
 
 def test_without_settings_it_is_the_engine_of_vllm(fresh):
     """Log-probabilities of an engine that does not know the plugin, bit for bit."""
-    script = Path(__file__).with_name("unpruned.py")
-    told = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True).stdout
-    wanted = eval(told.strip().splitlines()[-1])
+    command = [sys.executable, "-m", "serving.unpruned"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout
+    wanted = ast.literal_eval(told.strip().splitlines()[-1])
     outputs = ask(fresh, [request(fresh, [[name, asked]], None) for name, asked in questions()])
     assert [log_probabilities(output) for output in outputs] == wanted
 

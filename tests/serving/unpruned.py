@@ -4,10 +4,11 @@ import os
 
 os.environ.update(VLLM_PLUGINS="", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="ERROR", VLLM_CPU_KVCACHE_SPACE="1")
 
-from asking import ask, log_probabilities, questions, request
 from vllm import LLM
 
 from ptp.tiny import WEIGHTS
+
+from .asking import ask, log_probabilities, questions, request
 
 if __name__ == "__main__":
     llm = LLM(

@@ -1,7 +1,7 @@
 """A plugin for vLLM: visual tokens are dropped where the engine makes its prompts, before the language model.
 
-Installed beside vLLM (`pip install 'pyramid-token-pruning[vllm]'`) it is found by itself, in every process of the engine. A prompt
-goes through it in this order:
+Installed beside vLLM (`pip install 'pyramid-token-pruning[vllm]'`) it is found by itself, in every process of the engine. A
+prompt goes through it in this order:
 
 - `settings`: what the engine and the request ask for, as one `Pruner`, or None where nothing is to be pruned; refusals.
 - `processor`: writes as many placeholders as tokens will stay, says in the picture's hash what they depend on.

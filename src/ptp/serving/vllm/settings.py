@@ -61,7 +61,7 @@ def resolve(given: Any) -> Settings | None:
         return None
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
         raise ValueError(
-            f'{KEY} must be an object of settings, got {given!r}. Write {{"{KEY}": {{"method": "pyramid", "keep_ratio": 0.25}}}}.'
+            f'{KEY} must be an object of settings, got {given!r}. Write {{"method": "pyramid", "keep_ratio": 0.25}}.'
         )
     own = {name: value for name, value in given.items() if name not in ENGINE_ONLY}
     reuse_bytes(given)
@@ -74,7 +74,7 @@ def resolve(given: Any) -> Settings | None:
 
 
 def reuse_bytes(given: Any) -> int:
-    """How many bytes of features and scores may be remembered, by the settings of the engine; ValueError where it is no size."""
+    """How many bytes of features and scores may be remembered, by the engine's settings; ValueError where it is no size."""
     mib = given.get("reuse_mib", REUSE_MIB) if isinstance(given, Mapping) else REUSE_MIB
     if isinstance(mib, bool) or not isinstance(mib, int | float) or not 0 <= mib < float("inf"):
         raise ValueError(f"reuse_mib must be a number of MiB from 0 up, got {mib!r}. 0 remembers no pictures; try {REUSE_MIB}.")
