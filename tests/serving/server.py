@@ -78,7 +78,9 @@ def messages(turns) -> list[dict]:
 
 def ask(client, turns, settings, tokens=3):
     """One chat completion with log-probabilities."""
-    extra = {"ignore_eos": True, "return_tokens_as_token_ids": True} | (
+    extra = {"ignore_eos": True, "return_tokens_as_token_ids": True}
+    if settings is not None:
+        extra["mm_processor_kwargs"] = {"ptp": settings}
         {} if settings is None else {"mm_processor_kwargs": {"ptp": settings}}
     )
     return client.chat.completions.create(
