@@ -81,8 +81,6 @@ def ask(client, turns, settings, tokens=3):
     extra = {"ignore_eos": True, "return_tokens_as_token_ids": True}
     if settings is not None:
         extra["mm_processor_kwargs"] = {"ptp": settings}
-        {} if settings is None else {"mm_processor_kwargs": {"ptp": settings}}
-    )
     return client.chat.completions.create(
         model=NAME, messages=messages(turns), max_tokens=tokens, temperature=0, logprobs=True, top_logprobs=3, extra_body=extra
     )
