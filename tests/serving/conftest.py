@@ -26,7 +26,7 @@ def engine(vllm):
 
     return vllm.LLM(
         str(WEIGHTS), dtype="float32", max_model_len=1024, block_size=32, max_num_batched_tokens=96, max_num_seqs=64,
-        enforce_eager=True, limit_mm_per_prompt={"image": 3}, seed=0,
+        enforce_eager=True, limit_mm_per_prompt={"image": 3}, enable_mm_embeds=True, seed=0,
     )  # fmt: skip
 
 

@@ -154,6 +154,13 @@ def test_refused_by_name(fresh, settings, message):
     assert ask(fresh, [request(fresh, [[name, asked]], {"keep_ratio": 0.5})])
 
 
+def test_embeddings_made_elsewhere_are_refused(fresh):
+    asked = request(fresh, [["coffee_1.jpg", "What is red?"]], {"keep_ratio": 0.5})
+    asked["multi_modal_data"] = {"image": torch.zeros(1, 208, 128)}
+    with pytest.raises(ValueError, match="Precomputed embeddings cannot be pruned"):
+        ask(fresh, [asked])
+
+
 def test_an_engine_that_cannot_prune_says_why(fresh, monkeypatch):
     name, asked = questions()[0]
     config = fresh.llm_engine.model_config.hf_config

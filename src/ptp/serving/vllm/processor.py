@@ -127,11 +127,11 @@ class PrunesPrompts:
         """The settings of a request; ValueError where they are wrong, or the engine as it is set up cannot prune."""
         ctx: Any = self.info.ctx
         merged, engine = ctx.settings(kwargs), ctx.settings({})
+        settings = resolve(merged)
         for name in ENGINE_ONLY:
             asked = [given.get(name) if isinstance(given, Mapping) else None for given in (merged, engine)]
             if asked[0] != asked[1]:
                 raise ValueError(f"{KEY}: {name} is the engine's, a request cannot set it. Pass it when the engine starts.")
-        settings = resolve(merged)
         if settings is not None:
             self._check_reads(settings)
         reason = getattr(ctx.get_hf_config(), REFUSED, None)
