@@ -39,10 +39,10 @@ def test_wrong_positions_are_noticed(fresh, grid, monkeypatch, wrong):
 
     if wrong == "the picture's":
         right = model.split_shifts
-        monkeypatch.setattr(model, "split_shifts", lambda rows, width: (right(rows, width)[0], None))
+        monkeypatch.setattr(model, "split_shifts", lambda *given: (right(*given)[0], None))
         # `forward` adds nothing where no row says how far it is
     else:
-        monkeypatch.setattr(model, "text_positions", lambda length, gaps: (torch.arange(length), 0))
+        monkeypatch.setattr(model, "text_positions", lambda length, pictures: (torch.arange(length), 0))
     found = list(map(difference, ask(fresh, grid[0]), grid[1]))
     assert max(found) > 10 * CLOSE
     assert max(found[:: len(SETTINGS)]) < CLOSE  # nothing was pruned in these
@@ -156,7 +156,7 @@ def test_refused_by_name(fresh, settings, message):
 
 def test_embeddings_made_elsewhere_are_refused(fresh):
     asked = request(fresh, [["coffee_1.jpg", "What is red?"]], {"keep_ratio": 0.5})
-    asked["multi_modal_data"] = {"image": torch.zeros(1, 208, 128)}
+    asked["multi_modal_data"] = {"image": torch.zeros(1, 208, 192)}
     with pytest.raises(ValueError, match="Precomputed embeddings cannot be pruned"):
         ask(fresh, [asked])
 

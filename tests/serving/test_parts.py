@@ -10,7 +10,7 @@ from ptp.conversation import InstructionFinder, words_of_pictures
 from ptp.runtime import Picture
 from ptp.serving.vllm.config import refusal
 from ptp.serving.vllm.plugin import check_version
-from ptp.serving.vllm.positions import Gap, shifts, split_shifts, text_positions, with_shifts
+from ptp.serving.vllm.positions import Shown, shifts, split_shifts, text_positions, with_shifts
 from ptp.serving.vllm.reuse import Encoded, Reuse
 from ptp.serving.vllm.settings import from_canonical, resolve, small_picture
 from ptp.tiny.model import IMAGE_TOKEN, build_tokenizer
@@ -26,20 +26,31 @@ def test_kept_tokens_and_the_text_behind_keep_their_places(data):
         words, tokens = data.draw(st.integers(0, 5)), data.draw(st.integers(1, 300))
         kept = sorted(data.draw(st.sets(st.integers(0, tokens - 1), min_size=1, max_size=40)))
         positions += [*range(place, place + words), *(place + words + each for each in kept)]
-        shift += [0] * words + shifts(torch.tensor(kept)).tolist()
+        shift += [0] * words + shifts(torch.tensor(kept), None)[:, 0].tolist()
         place, end = place + words + tokens, end + words + len(kept)
-        ends.append(Gap(end, tokens - len(kept)))
+        ends.append(Shown(end - len(kept), end, tokens))
     found, more = text_positions(end + 3, ends)
     assert (found + torch.tensor(shift + [0] * 3)).tolist() == [*positions, place, place + 1, place + 2]
     assert int(found[-1]) + 1 == end + 3 + more
 
 
+def test_rows_and_columns_keep_their_places():
+    """Qwen's rule: a picture's tokens stand at (start, start + row, start + column), the text behind it at start + the longer
+    side. Two words, a picture of 3 rows and 5 columns of which two stay, a word, one of 2 x 2, a word."""
+    first, second = torch.tensor([4, 11]), torch.tensor([0])
+    told, more = text_positions(7, [Shown(2, 4, 5, flat=False), Shown(5, 6, 2, flat=False)])
+    shift = torch.cat([torch.zeros(2, 3), shifts(first, 5), torch.zeros(1, 3), shifts(second, 2), torch.zeros(1, 3)])
+    wanted = [(0,) * 3, (1,) * 3, (2, 2, 6), (2, 4, 3), (7,) * 3, (8, 8, 8), (10,) * 3]
+    assert list(map(tuple, (told[:, None] + shift).long().tolist())) == wanted and more == 11 - 7
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_shifts_survive_half_precision(dtype):
-    shift = torch.tensor([0, 1, 255, 256, 3327, 65535])
-    features, found = split_shifts(with_shifts(torch.ones(6, 4, dtype=dtype), shift), 4)
+@pytest.mark.parametrize("axes", [1, 3])
+def test_shifts_survive_half_precision(dtype, axes):
+    shift = torch.tensor([0, 1, 255, 256, 3327, 65535])[:, None] // torch.tensor([1, 2, 3])[:axes]
+    features, found = split_shifts(with_shifts(torch.ones(6, 4, dtype=dtype), shift), axes, 4)
     assert found.tolist() == shift.tolist() and features.shape == (6, 4)
-    assert split_shifts(torch.ones(6, 4), 4)[1] is None
+    assert split_shifts(torch.ones(6, 4), axes, 4)[1] is None
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in INSIDE])
@@ -82,7 +93,7 @@ def test_whether_words_are_read():
 def encoded(tokens: int) -> Encoded:
     picture = small_picture(resolve({"keep_ratio": 0.5}).pruner, 0)
     bare = Picture(picture.layout, torch.empty(0), (), torch.empty(0), ())
-    return Encoded(torch.zeros(tokens), bare)
+    return Encoded(torch.zeros(tokens), bare, torch.empty(0))
 
 
 def test_the_pictures_used_last_are_remembered():
@@ -130,19 +141,28 @@ class Settings:
 
 
 @pytest.mark.parametrize(
-    "stages, method, told",
+    "stages, devices, method, more, told",
     [
-        (1, None, None),
-        (2, None, "pipeline_parallel_size=2"),
-        (1, "ngram", None),
-        (1, "eagle3", "'eagle3'"),
-        (1, "mtp", "'mtp'"),
+        (1, 2, None, {}, None),
+        (2, 1, None, {}, "pipeline_parallel_size=2"),
+        (1, 1, "ngram", {}, None),
+        (1, 1, "eagle3", {}, "eagle3"),
+        (1, 1, "mtp", {}, "mtp"),
+        (1, 1, None, {"cudagraph_mm_encoder": True}, "cudagraph_mm_encoder"),
+        (1, 1, None, {"compile_mm_encoder": True}, "compile_mm_encoder"),
     ],
 )
-def test_engines_that_cannot_prune(stages, method, told):
-    guessing = None if method is None else Settings(method=method)
-    found = refusal(Settings(parallel_config=Settings(pipeline_parallel_size=stages), speculative_config=guessing))
+def test_engines_that_cannot_prune(stages, devices, method, more, told):
+    config = Settings(
+        parallel_config=Settings(pipeline_parallel_size=stages, tensor_parallel_size=devices),
+        speculative_config=None if method is None else Settings(method=method),
+        compilation_config=Settings(**more),
+        model_config=Settings(multimodal_config=Settings(video_pruning_rate=None)),
+    )
+    found = refusal(config)
     assert found is None if told is None else told in found
+    if devices > 1:
+        assert "tensor_parallel_size=2" in refusal(config, sharded=True)
 
 
 def test_other_versions_are_warned_about(recwarn):

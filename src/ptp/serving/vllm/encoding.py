@@ -42,14 +42,17 @@ def encode(
         for handle in handles:
             handle.remove()
     vision = reader.read(seen, inputs, sum(tokens))
-    places = torch.zeros(1, sum(tokens) + len(tokens), dtype=torch.bool)
+    shown = torch.zeros(1, sum(tokens) + len(tokens), dtype=torch.bool)
     first = 0
     for count in tokens:
-        places[0, first : first + count] = True
+        shown[0, first : first + count] = True
         first += count + 1  # something stands between pictures
-    spans = adapter.locate(places.long(), places, vision.about, vision.pixels)
+    spans = adapter.locate(shown.long(), shown, vision.about, vision.pixels)
     pictures = [picture_of(adapter, span, vision, reader.reads) for span in spans]
-    return [Encoded(own.clone(), _own(picture)) for own, picture in zip(features, pictures, strict=True)]
+    columns = [getattr(span.about, "columns", 0) // getattr(adapter, "merge", 1) or None for span in spans]
+    places = [(span.positions - span.positions.min()).to(own.device) for span, own in zip(spans, features, strict=True)]
+    parts = zip(features, pictures, places, columns, strict=True)
+    return [Encoded(own.clone(), _own(picture), where, row) for own, picture, where, row in parts]
 
 
 def _own(picture: Any) -> Any:
@@ -58,12 +61,12 @@ def _own(picture: Any) -> Any:
 
 
 def choose(encoded: Encoded, settings: Settings, words: Tensor) -> Tensor:
-    """(K, D + 2) of the tokens that stay, each with how far it is from the place that the engine takes it to have.
+    """(K, D + 2 A) of the tokens that stay, in prompt order, each with how far it is from where the engine takes it to be.
 
     Args:
         words: (R, D) embeddings of the user's words.
     """
-    features, pruner = encoded.features, settings.pruner
+    features, pruner = encoded.features[encoded.places], settings.pruner
     width = words.shape[1]  # deeper features may stand behind those that go into the first layer
     picture = replace(encoded.picture, readings=Before(features[:, :width], words))
     budget = settings.stage.budget(picture.tokens)
@@ -72,7 +75,8 @@ def choose(encoded: Encoded, settings: Settings, words: Tensor) -> Tensor:
     stay = features[kept]
     if selection.mix is not None and len(kept) < picture.tokens:
         stay = (selection.mix.to(features.device, torch.float32) @ features.float()).to(features.dtype)
-    return with_shifts(stay, shifts(kept))
+    places, order = encoded.places[kept].sort()
+    return with_shifts(stay[order], shifts(places, encoded.columns))
 
 
 def encode_and_choose(

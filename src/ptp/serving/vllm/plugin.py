@@ -4,8 +4,13 @@ import warnings
 
 TESTED = "0.32"
 """The minor version that the plugin was tested with."""
-FAMILIES = {"InternVLForConditionalGeneration": "internvl:PrunedInternVL"}
+FAMILIES = {
+    "InternVLForConditionalGeneration": "internvl:PrunedInternVL",
+    "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl:PrunedQwen25VL",
+}
 """Architectures, and the class under `families` that takes the place of vLLM's own."""
+SHARDED = ("Qwen2_5_VLForConditionalGeneration",)
+"""Those whose encoder's heads are shared out among devices: none of them could say what all attend to."""
 
 
 def register() -> None:
@@ -18,7 +23,7 @@ def register() -> None:
     check_version(vllm.__version__)
     for architecture, where in FAMILIES.items():
         ModelRegistry.register_model(architecture, f"{__package__}.families.{where}")
-        prepare_config(architecture)
+        prepare_config(architecture, architecture in SHARDED)
 
 
 def check_version(version: str) -> None:

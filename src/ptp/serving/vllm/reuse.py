@@ -15,11 +15,15 @@ class Encoded:
     """One picture as the encoder sees it.
 
     Attributes:
-        features: (N, D) as the engine's own encoding makes them. picture: What a method may read of it, but for text.
+        features: (N, D) as the engine's own encoding makes them, in prompt order.
+        picture: What a method may read of it, but for text. places: (N,) where its tokens are in prompt order.
+        columns: Tokens in a row where positions have rows and columns.
     """
 
     features: Tensor
     picture: Picture
+    places: Tensor
+    columns: int | None = None
 
 
 class Reuse:
