@@ -1,4 +1,4 @@
-"""A small Qwen2.5-VL of random weights inside vLLM, against transformers; prints what test_families.py looks at, as JSON.
+"""A small Qwen-VL of random weights inside vLLM, against transformers; prints what test_families.py looks at, as JSON.
 
 An engine of its own in a process of its own: vLLM builds one model per process.
 """
@@ -13,7 +13,6 @@ os.environ.update(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1"
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
 import torch
-from transformers.models.qwen2_5_vl.processing_qwen2_5_vl import Qwen2_5_VLProcessor
 from vllm import LLM, SamplingParams
 
 from ptp.testing import FAMILIES
@@ -32,14 +31,18 @@ SETTINGS = [
     {"keep_ratio": 0.3, "method": "visionzip"},
     {"keep_ratio": 0.3, "method": "prumerge", "window": 84},
 ]
-SIZES = ((252, 140), (112, 280), (196, 196))
+NAME = sys.argv[1]
+VIDEO, SIDE = {"qwen2.5-vl": ("Qwen2VLVideoProcessor", 28), "qwen3-vl": ("Qwen3VLVideoProcessor", 32)}[NAME]
+SIZES = [(columns * SIDE, rows * SIDE) for columns, rows in ((7, 5), (4, 8), (6, 6))]
 """Whole numbers of visual tokens: vLLM resizes by torchvision, and transformers here by PIL, which round differently."""
 QUESTIONS = ("What is on the red circle?", "How many yellow signs are there?")
 
 
 def save(folder: Path):
-    family = FAMILIES["qwen2.5-vl"]
+    family = FAMILIES[NAME]
     model = sharpen(family.build(SCALE))
+    if NAME == "qwen3-vl":  # transformers knows, and vLLM is told by the published configurations
+        model.config.text_config.rope_parameters["mrope_interleaved"] = True
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     processor = family.processor(SCALE)
@@ -48,8 +51,8 @@ def save(folder: Path):
     processor.tokenizer.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(family.chat_template)
-    (folder / "processor_config.json").write_text(json.dumps({"processor_class": Qwen2_5_VLProcessor.__name__}))
-    video = {"video_processor_type": "Qwen2VLVideoProcessor", "size": {"shortest_edge": 3136, "longest_edge": 40000}}
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": type(processor).__name__}))
+    video = {"video_processor_type": VIDEO, "size": {"shortest_edge": 3136, "longest_edge": 40000}}
     (folder / "video_preprocessor_config.json").write_text(json.dumps(video))
     return family, model, processor
 

@@ -11,9 +11,10 @@ pytestmark = pytest.mark.usefixtures("vllm")
 CLOSE = 1e-3
 
 
-def test_qwen2_5_vl():
+@pytest.mark.parametrize("name", ["qwen2.5-vl", "qwen3-vl"])
+def test_qwen_vl(name):
     """Rows and columns: pictures of three shapes, two in one prompt, two questions, six settings; chunks of 48 tokens."""
-    command = [sys.executable, "-m", "serving.qwen"]
+    command = [sys.executable, "-m", "serving.qwen", name]
     made = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert made.returncode == 0, made.stderr[-4000:]
     told = json.loads(made.stdout.strip().splitlines()[-1])

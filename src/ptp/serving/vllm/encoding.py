@@ -74,7 +74,8 @@ def choose(encoded: Encoded, settings: Settings, words: Tensor) -> Tensor:
     kept = selection.kept.to(features.device)
     stay = features[kept]
     if selection.mix is not None and len(kept) < picture.tokens:
-        stay = (selection.mix.to(features.device, torch.float32) @ features.float()).to(features.dtype)
+        mixed = (selection.mix.to(features.device, torch.float32) @ features[:, :width].float()).to(features.dtype)
+        stay = torch.cat([mixed, stay[:, width:]], dim=1)
     places, order = encoded.places[kept].sort()
     return with_shifts(stay[order], shifts(places, encoded.columns))
 

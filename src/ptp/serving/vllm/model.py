@@ -29,7 +29,7 @@ class PrunesPictures:
         model_config = vllm_config.model_config
         kwargs = model_config.multimodal_config.mm_processor_kwargs or {}
         self.ptp_adapter, self.ptp_reuse = self.adapter(), Reuse(reuse_bytes(kwargs.get(KEY)))
-        self.ptp_width = model_config.get_inputs_embeds_size()
+        self.ptp_width = self.row_width(model_config)
         tokens = vllm_config.scheduler_config.max_num_batched_tokens
         # Two buffers that stay where they are: graphs that were captured look at these addresses.
         self.ptp_shift = torch.zeros(self.axes, tokens, dtype=torch.int64)
@@ -42,6 +42,10 @@ class PrunesPictures:
     def adapter(self) -> Adapter:
         """Where the encoder's layers are."""
         raise NotImplementedError(f"{type(self).__name__} must define adapter().")
+
+    def row_width(self, model_config: Any) -> int:
+        """Numbers that the engine's own encoding gives for each visual token."""
+        return model_config.get_inputs_embeds_size()
 
     def part(self, inputs: Inputs, numbers: Sequence[int]) -> Inputs:
         """The encoder's inputs of some of the pictures."""

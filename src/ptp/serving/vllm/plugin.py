@@ -6,10 +6,11 @@ TESTED = "0.32"
 """The minor version that the plugin was tested with."""
 FAMILIES = {
     "InternVLForConditionalGeneration": "internvl:PrunedInternVL",
-    "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl:PrunedQwen25VL",
+    "Qwen2_5_VLForConditionalGeneration": "qwen_vl:PrunedQwen25VL",
+    "Qwen3VLForConditionalGeneration": "qwen_vl:PrunedQwen3VL",
 }
 """Architectures, and the class under `families` that takes the place of vLLM's own."""
-SHARDED = ("Qwen2_5_VLForConditionalGeneration",)
+SHARDED = ("Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration")
 """Those whose encoder's heads are shared out among devices: none of them could say what all attend to."""
 
 

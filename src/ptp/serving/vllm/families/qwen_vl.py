@@ -1,4 +1,4 @@
-"""Qwen2.5-VL: pictures whole, positions of rows and columns (M-RoPE)."""
+"""Qwen2.5-VL and Qwen3-VL: pictures whole, positions of rows and columns (M-RoPE)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,11 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
+from transformers.models.qwen3_vl import modeling_qwen3_vl
 from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VLDummyInputsBuilder,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLMultiModalProcessor,
     Qwen2_5_VLProcessingInfo,
+)
+from vllm.model_executor.models.qwen3_vl import (
+    Qwen3VLDummyInputsBuilder,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMultiModalProcessor,
+    Qwen3VLProcessingInfo,
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
@@ -51,12 +58,14 @@ class Encoder(QwenVLAdapter):
 
     modalities: tuple[Modality, ...] = ()  # type: ignore[assignment]
 
-    def __init__(self, config: Any, vision: Any) -> None:
+    def __init__(self, config: Any, vision: Any, modeling: Any, last: nn.Module) -> None:
+        """Args: modeling: The family in transformers. last: The module that is given what the last layer puts out."""
         sizes = config.vision_config
-        self.vision, self.vision_depth, self.modeling = vision, len(vision.blocks), modeling_qwen2_5_vl
+        self.vision, self.vision_depth, self.modeling, self.last = vision, len(vision.blocks), modeling, last
         self.image_token_id, self.video_token_id = config.image_token_id, config.video_token_id
         self.merge, self.patch = sizes.spatial_merge_size, sizes.patch_size
-        self.windowed, self.whole_blocks = sizes.window_size, sizes.fullatt_block_indexes
+        self.windowed = getattr(sizes, "window_size", 0)
+        self.whole_blocks = getattr(sizes, "fullatt_block_indexes", range(self.vision_depth))
         self.width, self.count = sizes.hidden_size // sizes.num_heads, sizes.num_heads
         self.rotary = Rotary(self.width)
         self.read = lambda ids: ""
@@ -66,7 +75,7 @@ class Encoder(QwenVLAdapter):
         return QueryKey(fused, fused, self.count, self.width**-0.5)
 
     def vision_embeddings(self) -> Any:
-        return InputOf(self.vision.merger.ln_q)
+        return InputOf(self.last)
 
     def heads(self, layer: int, queries: Tensor, keys: Tensor, about: list[Grid]) -> list[tuple[Tensor, Tensor]]:
         return super().heads(layer, queries.flatten(0, 1), keys.flatten(0, 1), about)
@@ -75,29 +84,26 @@ class Encoder(QwenVLAdapter):
         return super().embed(states.flatten(0, 1), about)
 
 
-class Processor(PrunesPrompts, Qwen2_5_VLMultiModalProcessor):
-    """Qwen2.5-VL's prompts."""
+class ProcessesQwen(PrunesPrompts):
+    """What both families' prompts are made by."""
 
     has_cls = False
 
     def vision_depth(self) -> int:
-        return self.info.get_hf_config().vision_config.depth
+        config: Any = self.info.get_hf_config()
+        return config.vision_config.depth
 
     def visual_tokens(self, processed: Mapping[str, Any]) -> list[int]:
-        merge = self.info.get_hf_config().vision_config.spatial_merge_size
-        return (processed["image_grid_thw"].prod(dim=-1) // merge**2).tolist()
+        config: Any = self.info.get_hf_config()
+        return (processed["image_grid_thw"].prod(dim=-1) // config.vision_config.spatial_merge_size**2).tolist()
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    Processor, info=hides_settings(Qwen2_5_VLProcessingInfo), dummy_inputs=Qwen2_5_VLDummyInputsBuilder
-)
-class PrunedQwen25VL(PrunesPictures, Qwen2_5_VLForConditionalGeneration):
-    """Qwen2.5-VL, pruned where a request asks for it."""
+class PrunesQwen(PrunesPictures):
+    """What both families do otherwise."""
 
     axes = 3
-
-    def adapter(self) -> Encoder:
-        return Encoder(self.config, self.visual)
+    config: Any
+    visual: Any
 
     def part(self, inputs: Inputs, numbers: Sequence[int]) -> Inputs:
         grids = inputs["image_grid_thw"]
@@ -108,3 +114,34 @@ class PrunedQwen25VL(PrunesPictures, Qwen2_5_VLForConditionalGeneration):
     def shown(self, feature: Any) -> Shown:
         _, rows, columns = feature.data["image_grid_thw"].data.tolist()
         return Shown(*visual_range(feature), max(rows, columns) // self.config.vision_config.spatial_merge_size, flat=False)
+
+
+class Processor25(ProcessesQwen, Qwen2_5_VLMultiModalProcessor):
+    """Qwen2.5-VL's prompts."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Processor25, info=hides_settings(Qwen2_5_VLProcessingInfo), dummy_inputs=Qwen2_5_VLDummyInputsBuilder
+)
+class PrunedQwen25VL(PrunesQwen, Qwen2_5_VLForConditionalGeneration):
+    """Qwen2.5-VL, pruned where a request asks for it."""
+
+    def adapter(self) -> Encoder:
+        return Encoder(self.config, self.visual, modeling_qwen2_5_vl, self.visual.merger.ln_q)
+
+
+class Processor3(ProcessesQwen, Qwen3VLMultiModalProcessor):
+    """Qwen3-VL's prompts."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Processor3, info=hides_settings(Qwen3VLProcessingInfo), dummy_inputs=Qwen3VLDummyInputsBuilder
+)
+class PrunedQwen3VL(PrunesQwen, Qwen3VLForConditionalGeneration):
+    """Qwen3-VL, pruned where a request asks for it: DeepStack's features stand behind each token's, and leave with it."""
+
+    def adapter(self) -> Encoder:
+        return Encoder(self.config, self.visual, modeling_qwen3_vl, self.visual.merger.norm)
+
+    def row_width(self, model_config: Any) -> int:
+        return self.visual_dim + (self.multiscale_dim if self.use_deepstack else 0)
