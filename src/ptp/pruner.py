@@ -173,7 +173,7 @@ def attach(
     """Prune every prefill of `model` from now on, until `handle.remove()`. Arguments and errors as `Pruner.__call__`."""
     model = _without_peft(model)
     adapter = adapter_for(model, reader(model, processor))
-    stages, reads = _checked_stages(pruner, adapter), _checked_reads(pruner, adapter)
+    stages, reads = _checked_stages(pruner, adapter), checked_reads(pruner, adapter.vision_depth)
     reads_instruction = reads.probe is not None and reads.probe.rows == "instruction"
     finder = InstructionFinder.of(model, processor, instruction) if reads_instruction else None
     if type(reuse) is bool or not isinstance(reuse, int | EncoderCache) or (isinstance(reuse, int) and reuse < 0):
@@ -231,8 +231,9 @@ def _checked_stages(pruner: Pruner, adapter: Adapter) -> tuple[Stage, ...]:
     return stages
 
 
-def _checked_reads(pruner: Pruner, adapter: Adapter) -> Reads:
-    depth, name = adapter.vision_depth, type(pruner).__name__
+def checked_reads(pruner: Pruner, depth: int) -> Reads:
+    """What a method reads of an encoder of `depth` layers; ValueError where that is none of them, or no `Reads`."""
+    name = type(pruner).__name__
     reads = pruner.reads(depth)
     if not isinstance(reads, Reads):
         raise ValueError(f"{name}.reads must return a Reads, got {reads!r}. Return Reads(vision=(VisionRead(-1),)), say.")

@@ -111,7 +111,9 @@ class EncoderSavings:
         self.adapter, self.savings, self.wanted, self.run = adapter, savings, wanted, run
 
     def attach(self) -> Iterator[Shadow]:
-        """Put it into the encoder, one module after the other."""
+        """Put it into the encoder, one module after the other; where nothing is to be saved, nowhere."""
+        if self.savings == Savings(merge_tiles=False, skip_layers=False):
+            return
         yield Shadow(self.adapter.vision, "forward", self._forward(self.adapter.vision.forward))
         if self.savings.skip_layers:
             for layer in self.adapter.unread_layers({}):

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -97,6 +97,13 @@ def picture_of(adapter: Adapter, span: Span, vision: Vision, reads: Sequence[Vis
     return Picture(span.layout, alive, tuple(signals), embeddings, pixels)
 
 
+def _tokens(output: Any) -> int:
+    """How many visual tokens a method that encodes put out."""
+    features = output[1] if isinstance(output, tuple) else output.pooler_output
+    parts = [features] if isinstance(features, Tensor) else features
+    return sum(part.numel() // part.shape[-1] for part in parts)
+
+
 class VisionReader:
     """Keeps the signals of each encoder run on the encoder's output, and in the prefill that it belongs to.
 
@@ -143,7 +150,7 @@ class VisionReader:
                 return encode(*args, **kwargs)
             inputs = signature.bind(*args, **kwargs).arguments
             inputs |= inputs.pop("kwargs", {})
-            running.encoding = run = self._encoder.begin(inputs, (modality.name, self.window))
+            running.encoding = run = self.begin(inputs, modality.name)
             try:
                 entry = self._encoder.recall(run, own)
                 if entry is not None:
@@ -152,7 +159,7 @@ class VisionReader:
                     with uncompiled():
                         output = encode(*args, **kwargs)
                     before: Vision | None = getattr(output, SIGNALS, None)  # one that was encoded before has them
-                    vision = before or self._read(run, output)
+                    vision = before or self.read(run, output, _tokens(output))
             finally:
                 running.encoding = None
             if running.prefill is not None:
@@ -176,23 +183,24 @@ class VisionReader:
             run.seen["pixels"] = args[0] if args else kwargs["pixel_values"]
             run.laid_out = self.adapter.about(run.inputs, self.window)  # now: a GPU is not waited for yet
 
-    def _read(self, run: EncoderRun, output: Any) -> Vision:
-        """The signals of one encoder run, and its `output`'s."""
+    def begin(self, inputs: Mapping[str, Any], modality: str) -> EncoderRun:
+        """What `running.encoding` is while the encoder runs on some pictures, given by name what its model was given."""
+        return self._encoder.begin(inputs, (modality, self.window))
+
+    def read(self, run: EncoderRun, output: Any, tokens: int) -> Vision:
+        """The signals of an encoder run that is over, of which an `output` of so many visual tokens came."""
         about = run.laid_out
         pixels = self.adapter.shrink(run.seen["pixels"], about)
         signals, trace = self._encoder.finish(run, output, pixels, lambda: self._signals(run.seen, about))
-        return self._vision(output, signals, pixels, about, trace)
+        return self._vision(signals, pixels, about, tokens, trace)
 
     def _recalled(self, run: EncoderRun, entry: Entry) -> tuple[Any, Vision]:
         """What a call made that is not made again, and its signals."""
         output, trace = self._encoder.recalled(entry)
         about = self.adapter.about(run.inputs, self.window)
-        return output, self._vision(output, entry.signals, entry.pixels, about, trace)
+        return output, self._vision(entry.signals, entry.pixels, about, _tokens(output), trace)
 
-    def _vision(self, output: Any, signals: Signals, pixels: Sequence[Tensor], about: Any, trace: EncoderTrace) -> Vision:
-        features = output[1] if isinstance(output, tuple) else output.pooler_output
-        parts = [features] if isinstance(features, Tensor) else features
-        tokens = sum(part.numel() // part.shape[-1] for part in parts)
+    def _vision(self, signals: Signals, pixels: Sequence[Tensor], about: Any, tokens: int, trace: EncoderTrace) -> Vision:
         embeddings = signals.embeddings if self._layers else ()
         return Vision(signals.attention, signals.keys, embeddings, pixels, about, self.window, tokens, trace)
 
