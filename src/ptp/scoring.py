@@ -107,30 +107,32 @@ def pool_pixel_shuffle(scores: Tensor, factor: int) -> Tensor:
     return blocks.mean(dim=(2, 4)).flatten(1)
 
 
-def thumbnail_attention(thumbnail: Tensor, boxes: Tensor) -> Tensor:
+def thumbnail_attention(thumbnail: Tensor, boxes: Tensor, sides: tuple[int, int] = (1, 1)) -> Tensor:
     """Region saliency: the share of the thumbnail's [CLS] attention that falls on the area of each tile.
 
     Args:
-        thumbnail: (P,) attention of the thumbnail's [CLS] to its patches, a square in raster order.
+        thumbnail: (P,) attention of the thumbnail's [CLS] to its patches, in raster order.
         boxes: (T, 4) left, top, right, bottom of the tiles, as fractions of the picture. A patch that several tiles share
             is split by area.
+        sides: Columns and rows of the thumbnail's patches, or both over a common factor.
 
     Returns:
         (T,) float32 shares; they sum to 1.
 
     Our reconstruction of the region level of PTP (arXiv 2509.15704): the default source, see docs/results.
     """
-    mass = tile_sums(thumbnail, boxes)
+    mass = tile_sums(thumbnail, boxes, sides)
     return mass / mass.sum().clamp_min(torch.finfo(mass.dtype).tiny)
 
 
-def tile_sums(scores: Tensor, boxes: Tensor) -> Tensor:
+def tile_sums(scores: Tensor, boxes: Tensor, sides: tuple[int, int] = (1, 1)) -> Tensor:
     """(T,) float32 sums of a thumbnail's patch scores over the area of each tile, of either sign. Arguments as
     `thumbnail_attention`'s."""
-    side = round(len(scores) ** 0.5)
-    square, boxes = scores.float().view(side, side), boxes.to(scores.device)
-    down, across = _overlap(boxes[:, [1, 3]], side), _overlap(boxes[:, [0, 2]], side)  # (T, side) each
-    return ((down @ square) * across).sum(dim=1)
+    factor = round((len(scores) / (sides[0] * sides[1])) ** 0.5)
+    columns, rows = factor * sides[0], factor * sides[1]
+    raster, boxes = scores.float().view(rows, columns), boxes.to(scores.device)
+    down, across = _overlap(boxes[:, [1, 3]], rows), _overlap(boxes[:, [0, 2]], columns)  # (T, rows), (T, columns)
+    return ((down @ raster) * across).sum(dim=1)
 
 
 def _overlap(intervals: Tensor, patches: int) -> Tensor:

@@ -10,6 +10,7 @@ from .gemma3 import Gemma3Adapter
 from .gemma4 import Gemma4Adapter
 from .glm4v import Glm4vAdapter
 from .internvl import InternVLAdapter
+from .lfm2_vl import Lfm2VlAdapter
 from .llava import LlavaAdapter
 from .llava15 import Llava15Adapter
 from .ovis2 import Ovis2Adapter
@@ -34,6 +35,7 @@ ADAPTERS: list[type[Adapter]] = [
     Llava15Adapter,
     PixtralAdapter,
     Gemma4Adapter,
+    Lfm2VlAdapter,
 ]
 """Families, in the order they are listed."""
 

@@ -36,6 +36,11 @@ class Tile:
         """Visual tokens of the tile."""
         return self.columns * self.rows
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(columns, rows)."""
+        return self.columns, self.rows
+
 
 @dataclass(frozen=True)
 class Layout:

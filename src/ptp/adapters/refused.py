@@ -30,6 +30,5 @@ REFUSED: dict[str, str] = {
         "its layers without rotary positions scale queries by their positions, counted in the shortened sequence"
     ),
     "cohere2_vision": _UNBUILT.format("it has sliding windows, and its processor needs torchvision"),
-    "lfm2_vl": _UNBUILT.format("its processor needs torchvision"),
 }
 """Reasons by `config.model_type`; a registered adapter for one of them is asked first."""
