@@ -13,6 +13,7 @@ from .internvl import InternVLAdapter
 from .lfm2_vl import Lfm2VlAdapter
 from .llava import LlavaAdapter
 from .llava15 import Llava15Adapter
+from .minicpmv4_6 import MiniCPMV46Adapter
 from .ovis2 import Ovis2Adapter
 from .paddleocr_vl import PaddleOCRVLAdapter
 from .pixtral import PixtralAdapter
@@ -36,6 +37,7 @@ ADAPTERS: list[type[Adapter]] = [
     PixtralAdapter,
     Gemma4Adapter,
     Lfm2VlAdapter,
+    MiniCPMV46Adapter,
 ]
 """Families, in the order they are listed."""
 

@@ -23,7 +23,6 @@ REFUSED: dict[str, str] = {
     "chameleon": _CODEBOOK,
     "emu3": _CODEBOOK,
     "gemma3n": "its vision encoder is timm's MobileNet, in which no layer attends over patches as saliency is read",
-    "minicpmv4_6": _UNBUILT.format("its encoder merges patches between its layers, and its processor needs torchvision"),
     "granite4_vision": _UNBUILT.format("Q-Formers in windows of the picture fill its visual tokens at several layers"),
     "kimi_k25": _UNBUILT.format("its caches hold latents (deepseek_v3), and its processor needs torchvision"),
     "llama4": _UNBUILT.format(

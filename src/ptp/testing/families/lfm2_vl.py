@@ -63,7 +63,6 @@ class Tiles:
     def __call__(self, images: Any, **settings: Any) -> dict[str, Any]:
         """Patches (U, L, 3 * side * side) of all tiles, padded to one number; what is a patch; rows and columns of each."""
         made: dict[str, list[Any]] = {name: [] for name in (*self.model_input_names, "image_rows", "image_cols", "image_sizes")}
-        longest = max(4 * self.tokens[1], (self.tile_size // self.encoder_patch_size) ** 2)
         for picture in make_flat_list_of_images(images):
             pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None]
             whole, (columns, rows) = self.whole(picture), self.grid(picture)
@@ -75,11 +74,14 @@ class Tiles:
             for tile in tiles:
                 patches = F.unfold(tile.float() / 127.5 - 1, self.encoder_patch_size, stride=self.encoder_patch_size)[0].T
                 patches = patches.unflatten(1, (3, -1)).mT.flatten(1)  # the colours of a pixel follow each other
-                made["pixel_values"].append(F.pad(patches, (0, 0, 0, longest - len(patches))))
-                made["pixel_attention_mask"].append((torch.arange(longest) < len(patches)).int())
+                made["pixel_values"].append(patches)
                 made["spatial_shapes"].append(torch.tensor(tile.shape[2:]) // self.encoder_patch_size)
             for name, value in (("image_rows", rows), ("image_cols", columns), ("image_sizes", list(whole))):
                 made[name].append(value)
+        counts = [len(patches) for patches in made["pixel_values"]]
+        longest = max(4 * self.tokens[1], (self.tile_size // self.encoder_patch_size) ** 2, *counts)
+        made["pixel_attention_mask"] = [(torch.arange(longest) < count).int() for count in counts]
+        made["pixel_values"] = [F.pad(patches, (0, 0, 0, longest - len(patches))) for patches in made["pixel_values"]]
         return {name: torch.stack(value) if name in self.model_input_names else value for name, value in made.items()}
 
     def whole(self, picture: Image.Image) -> tuple[int, int]:
