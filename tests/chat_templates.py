@@ -4,8 +4,10 @@ The templates are written here. What they must render is what these publish: `ch
 and -vicuna-7b-hf, llava-onevision-qwen2-0.5b-ov-hf, Qwen2-VL-2B-Instruct, Qwen3.5-35B-A3B, gemma-3-4b-it and SmolVLM-Instruct,
 and `chat_template.jinja` of GLM-4.1V-9B-Thinking, GLM-4.5V and PaddleOCR-VL, as quoted in public code; Gemma 4's, as llama.cpp
 has it; transformers' own for SmolVLM; and, by what is in use for them elsewhere, InternVL, llava-v1.6-34b-hf,
-llama3-llava-next-8b-hf, Idefics3 and Mistral's own. llava-1.5-7b-hf renders what llava-v1.6-vicuna-7b-hf does;
-Mistral-Small-3.1-24B-Instruct-2503, by what is quoted of it, has a system prompt of its own that tells the date.
+llama3-llava-next-8b-hf, Idefics3 and Mistral's own; LFM2.5-VL-450M's, as a page that runs it quotes it. GLM-4.6V is held to
+what GLM-4.5V renders: of its own no whole text is quoted, only that pictures, "/nothink" and <think></think> stand there alike.
+llava-1.5-7b-hf renders what llava-v1.6-vicuna-7b-hf does; Mistral-Small-3.1-24B-Instruct-2503, by what is quoted of it, has a
+system prompt of its own that tells the date.
 """
 
 
@@ -253,6 +255,19 @@ MISTRAL3 = _filled(
 {%- else -%}{{ raise_exception('roles') }}{%- endif -%}
 {%- endfor -%}""",
     parts=_filled(IN_ORDER, image="[IMG]", video="[IMG]"),
+)
+LFM2_VL = _filled(
+    """{{ bos_token }}
+{%- macro words(message) -%}
+{%- if message.content is string %}{{ message.content }}{% else %}@parts@{% endif -%}
+{%- endmacro -%}
+{%- if messages[0].role == 'system' -%}
+{%- if words(messages[0]) %}{{ '<|im_start|>system\\n' + words(messages[0]) + '<|im_end|>\\n' }}{% endif -%}
+{%- set messages = messages[1:] -%}
+{%- endif -%}
+{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\\n' + words(message) + '<|im_end|>\\n' }}{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}""",
+    parts=_filled(IN_ORDER, image="<image>", video="<image>"),
 )
 GEMMA4 = """{{ bos_token }}
 {%- if enable_thinking or tools or messages[0].role in ('system', 'developer') -%}

@@ -13,6 +13,7 @@ from chat_templates import (
     GLM_4_5V,
     IDEFICS3,
     INTERNVL,
+    LFM2_VL,
     MISTRAL,
     MISTRAL3,
     MISTRAL_LAST,
@@ -116,6 +117,11 @@ GLM = (
     "<|image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|video|>", "<|end_of_video|>",
 )  # fmt: skip
 GLM_PICTURE = {"<|image|>": "<|image|>" * 8}
+LFM2 = (
+    "<|im_start|>", "<|im_end|>", "<image>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>", "<|img_row_1_col_1|>",
+    "<|img_row_1_col_2|>",
+)  # fmt: skip
+LFM2_PICTURE = f"<|image_start|><|img_row_1_col_1|>{TILE}<|img_row_1_col_2|>{TILE}<|img_thumbnail|>{TILE}<|image_end|>"
 PADDLE = ("</s>", "<|begin_of_sentence|>", "<|IMAGE_START|>", "<|IMAGE_PLACEHOLDER|>", "<|IMAGE_END|>")
 
 
@@ -188,6 +194,10 @@ CHECKPOINTS = {
     ),
     "glm-4.1v": Checkpoint(lambda: byte_level(*GLM), "<|image|>", GLM_4_1V, GLM_4_1V, GLM_PICTURE),
     "glm-4.5v": Checkpoint(_glm, "<|image|>", GLM_4_5V, GLM_4_5V, GLM_PICTURE, "own"),
+    "glm-4.6v": Checkpoint(_glm, "<|image|>", GLM_4_5V, GLM_4_5V, GLM_PICTURE, "own"),
+    "lfm2-vl": Checkpoint(
+        lambda: byte_level(*LFM2, bos="<|startoftext|>"), "<image>", LFM2_VL, LFM2_VL, {"<image>": LFM2_PICTURE}, "role"
+    ),
     "paddleocr-vl": Checkpoint(
         lambda: sentencepiece(*PADDLE), "<|IMAGE_PLACEHOLDER|>", PADDLEOCR_VL, PADDLEOCR_VL,
         {"<|IMAGE_PLACEHOLDER|>": "<|IMAGE_PLACEHOLDER|>" * 8},

@@ -36,7 +36,7 @@ NO_VIDEOS = SimpleNamespace(slice_mode=False, downsample_mode="16x")
 
 @cache
 def pictures_only(kind: type[ProcessorMixin]) -> Any:
-    """A processor class without its video half, which cannot be built without torchvision: pass None, or `NO_VIDEOS`, for it."""
+    """A processor class without its video half, which cannot be built without torchvision: pass None or `NO_VIDEOS`."""
 
     class PicturesOnly(kind):  # type: ignore[misc, valid-type]
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:

@@ -1,5 +1,6 @@
 """MiniCPM-V 4.6 in the Hugging Face format (`MiniCPMV4_6ForConditionalGeneration`)."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -59,8 +60,8 @@ class MiniCPMV46Adapter(Adapter):
         mode = inputs.get("downsample_mode") or self.mode
         if mode != self.mode:
             raise ValueError(
-                f"downsample_mode must be the configuration's ({self.mode!r}) while visual tokens are pruned, got {mode!r}. Set "
-                "model.config.downsample_mode before attaching the pruner."
+                f"downsample_mode must be the configuration's ({self.mode!r}) while visual tokens are pruned, got {mode!r}. "
+                "Set model.config.downsample_mode before attaching the pruner."
             )
         return [(rows // self.window, columns // self.window) for rows, columns in inputs["target_sizes"].tolist()]
 
@@ -92,7 +93,7 @@ class MiniCPMV46Adapter(Adapter):
         places = torch.cat([torch.arange(*found[unit][1:]) for unit in (*slices, whole)])
         layout = Layout((thumbnail,))
         if slices:
-            gaps = [found[b][1] - found[a][2] for a, b in zip(slices, slices[1:], strict=False)]
+            gaps = [found[b][1] - found[a][2] for a, b in itertools.pairwise(slices)]
             breaks = [number for number, gap in enumerate(gaps, 1) if gap > 2]  # </slice><slice> are two
             down = len(breaks) + 1
             across = len(slices) // down

@@ -74,7 +74,10 @@ class Prompt:
         return {**self.inputs, **self.pictures}
 
     def fed(self, count: int) -> dict[str, Any]:
-        """What the model is called with to prefill `count` of the visual tokens and all of the text, original positions."""
+        """What the model is called with to prefill `count` of the visual tokens and all of the text, original positions.
+
+        Where layers have sliding windows, it is told what is a picture, whose tokens see each other both ways.
+        """
         image = self.span.positions.sort().values.to(self.ids.device)
         stays = torch.ones_like(self.ids[0], dtype=torch.bool)
         stays[image] = False
@@ -86,7 +89,9 @@ class Prompt:
             self.adapter.visual_tokens(self.ids)[..., None], pictures.to(embeddings.device, embeddings.dtype)
         )
         made = {"inputs_embeds": embeddings[:, places], "position_ids": self.positions[..., places]}
-        text = self.adapter.text
+        text, told = self.adapter.text, self.adapter.both_ways[0]
+        if text.window is not None and told in self.inputs:
+            made[told] = self.inputs[told][:, places]
         if getattr(text.config, "hidden_size_per_layer_input", 0):  # Gemma 4 looks these up by ids, and padding for pictures
             words = self.ids.masked_fill(self.adapter.visual_tokens(self.ids), text.config.pad_token_id)
             made["per_layer_inputs"] = text.model.get_per_layer_inputs(words)[:, places]

@@ -57,7 +57,9 @@ class GlobalCom2Pruner(ReadsVisionLayer):
         *tiles, thumbnail = local.split(sizes)
         boxes = picture.layout.boxes[: -sizes[-1]].to(local.device)
         centers = boxes[:, :2] + boxes[:, 2:] - 1  # grid_sample counts from -1 to 1
-        view = F.grid_sample(thumbnail.view(1, 1, whole.rows, whole.columns), centers[None, None], "bilinear", "border", False).flatten()
+        view = F.grid_sample(
+            thumbnail.view(1, 1, whole.rows, whole.columns), centers[None, None], "bilinear", "border", False
+        ).flatten()
         parts = zip(tiles, view.split(sizes[:-1]), strict=True)
         scores = torch.cat([*(F.normalize(own, dim=0) + F.normalize(its, dim=0) for own, its in parts), thumbnail])
         kept = keep_best(scores, picture.sizes, budgets)

@@ -107,7 +107,7 @@ class Tiles:
         every = [(w, h) for w in range(1, self.max_tiles + 1) for h in range(1, self.max_tiles + 1)]
         for w, h in sorted((grid for grid in every if 2 <= math.prod(grid) <= self.max_tiles), key=math.prod):
             error = abs(width / height - w / h)
-            if error < least or error == least and width * height > 0.5 * self.tile_size**2 * w * h:
+            if error < least or (error == least and width * height > 0.5 * self.tile_size**2 * w * h):
                 best, least = (w, h), min(least, error)
         return best
 
