@@ -14,6 +14,7 @@ from chat_templates import (
     IDEFICS3,
     INTERNVL,
     LFM2_VL,
+    MINICPM_V_4_6,
     MISTRAL,
     MISTRAL3,
     MISTRAL_LAST,
@@ -139,6 +140,17 @@ def _qwen3_5() -> PreTrainedTokenizerFast:
     return byte_level(*QWEN, plain=plain)
 
 
+SLICES = ("<image>", "</image>", "<slice>", "</slice>", "<image_id>", "</image_id>")
+PADS, SLICE = "<|image_pad|>" * 4, "<slice><|image_pad|><|image_pad|></slice>"
+SLICED = f"<image_id>0</image_id><image>{PADS}</image>{SLICE}{SLICE}\n{SLICE}{SLICE}"
+
+
+def _minicpm() -> PreTrainedTokenizerFast:
+    return byte_level(
+        *QWEN, *SLICES, plain=("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
+    )
+
+
 def _tekken() -> PreTrainedTokenizerFast:
     return byte_level(*TEKKEN, bos="<s>")
 
@@ -197,6 +209,9 @@ CHECKPOINTS = {
     "glm-4.6v": Checkpoint(_glm, "<|image|>", GLM_4_5V, GLM_4_5V, GLM_PICTURE, "own"),
     "lfm2-vl": Checkpoint(
         lambda: byte_level(*LFM2, bos="<|startoftext|>"), "<image>", LFM2_VL, LFM2_VL, {"<image>": LFM2_PICTURE}, "role"
+    ),
+    "minicpm-v-4.6": Checkpoint(
+        _minicpm, "<|image_pad|>", MINICPM_V_4_6, MINICPM_V_4_6, {"<|image_pad|>": SLICED}, "own", video="<|video_pad|>"
     ),
     "paddleocr-vl": Checkpoint(
         lambda: sentencepiece(*PADDLE), "<|IMAGE_PLACEHOLDER|>", PADDLEOCR_VL, PADDLEOCR_VL,

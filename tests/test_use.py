@@ -45,14 +45,14 @@ def test_ptp_run_takes_any_family(family):
 def test_a_model_in_pieces_prunes_the_same(family):
     """Weights held elsewhere and brought in module by module, as device_map does when a model does not fit.
 
-    Of Idefics3, GLM and LFM2-VL only the language model's: transformers' encoders of these look at a weight that is not there,
-    pruned or not. Of Gemma 4 only the decoder layers': its embeddings are looked at from outside, too.
+    Of Idefics3, GLM, LFM2-VL and MiniCPM-V only the language model's: transformers' encoders of these look at a weight that is
+    not there, pruned or not. Of Gemma 4 only the decoder layers': its embeddings are looked at from outside, too.
     """
     whole, inputs = model_of(family), encode(family, ([picture()], QUESTION))
     expected, trace = prune(whole, inputs, pruner(prune_layer=2))
     pieces = copy.deepcopy(whole)
     text = adapter_for(pieces).text
-    looks = family.name.startswith(("idefics3", "glm", "lfm2"))
+    looks = family.name.startswith(("idefics3", "glm", "lfm2", "minicpm"))
     apart = text.model if looks else text.layers if family.name == "gemma4" else pieces
     accelerate.cpu_offload(apart, execution_device=torch.device("cpu"))
     output, other = prune(pieces, inputs, pruner(prune_layer=2))

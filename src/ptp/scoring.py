@@ -57,15 +57,20 @@ def received_attention(queries: Tensor, keys: Tensor, scale: float | None = None
     speak for all, one from each stretch of the same length, and the cost grows linearly with P. All of them cost as much as
     half of the layer's attention: a fifth of a whole prefill where a picture is encoded in one piece.
     """
-    patches = queries.shape[2]
-    if patches > 2 * RECEIVED_FROM:
-        chance = torch.rand(RECEIVED_FROM, generator=torch.Generator().manual_seed(0))  # always the same
-        places = ((torch.arange(RECEIVED_FROM) + chance) * patches / RECEIVED_FROM).long()
+    if (places := speakers(queries.shape[2])) is not None:
         queries = queries[:, :, places.to(queries.device)]
     scale = scale or queries.shape[-1] ** -0.5
     # Tile by tile: no copy of the keys (see `cls_attention`), and one tile's weights fit into the processor's cache.
     tiles = zip(queries.float(), keys.float(), strict=True)
     return torch.stack([(q @ k.mT * scale).softmax(dim=-1).mean(dim=(0, 1)) for q, k in tiles])
+
+
+def speakers(patches: int) -> Tensor | None:
+    """(`RECEIVED_FROM`,) the patches that speak for so many in `received_attention`, always the same; None is all of them."""
+    if patches <= 2 * RECEIVED_FROM:
+        return None
+    chance = torch.rand(RECEIVED_FROM, generator=torch.Generator().manual_seed(0))
+    return ((torch.arange(RECEIVED_FROM) + chance) * patches / RECEIVED_FROM).long()
 
 
 def attention_logits(queries: Tensor, keys: Tensor, scale: float | None = None) -> Tensor:

@@ -63,7 +63,8 @@ class Tiles:
     def __call__(self, images: Any, **settings: Any) -> dict[str, Any]:
         """Patches (U, L, 3 * side * side) of all tiles, padded to one number; what is a patch; rows and columns of each."""
         made: dict[str, list[Any]] = {name: [] for name in (*self.model_input_names, "image_rows", "image_cols", "image_sizes")}
-        for picture in make_flat_list_of_images(images):
+        pictures: Any = make_flat_list_of_images(images)
+        for picture in pictures:
             pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None]
             whole, (columns, rows) = self.whole(picture), self.grid(picture)
             tiles = [resized(pixels, whole)]
