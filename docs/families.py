@@ -25,7 +25,7 @@ PICTURE = ROOT / "src/ptp/tiny/demo_pictures/coffee_1.jpg"
 CENTER = (0.42, 0.55)
 """Where the score is planted, as fractions of width and height."""
 TEXT = dict(
-    hidden_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=12, intermediate_size=96
+    hidden_size=48, num_hidden_layers=12, num_attention_heads=4, num_key_value_heads=2, head_dim=12, intermediate_size=96
 )
 SMALL = Scale(hidden=32, layers=3, heads=2, mlp=64, text=TEXT, real=True)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..adapters import Adapter, Span, adapter_for
 from ..conversation import InstructionFinder
+from ..conversation.tokenizer import reader
 from ..evaluation.encoding import EncoderReader
 from ..pruner import Pruner
 from ..runtime import VisionRead
@@ -32,7 +33,7 @@ class Prompt:
     """One picture and a question about it, encoded.
 
     Attributes:
-        model, adapter: What it is for.
+        model, adapter: What it is for. processor: The model's, where one made the prompt.
         inputs: What the model is called with besides `encoded`: ids (1, S), and what its positions come from.
         positions: (1, S), or (3, 1, S), of all tokens.
         pictures: What `get_image_features` is called with.
@@ -51,6 +52,7 @@ class Prompt:
     span: Span
     instruction: Tensor
     signal: Callable[[], Any]
+    processor: Any | None = None
 
     @property
     def ids(self) -> Tensor:
@@ -74,10 +76,7 @@ class Prompt:
         return {**self.inputs, **self.pictures}
 
     def fed(self, count: int) -> dict[str, Any]:
-        """What the model is called with to prefill `count` of the visual tokens and all of the text, original positions.
-
-        Where layers have sliding windows, it is told what is a picture, whose tokens see each other both ways.
-        """
+        """What the model is called with to prefill `count` of the visual tokens and all of the text, original positions."""
         image = self.span.positions.sort().values.to(self.ids.device)
         stays = torch.ones_like(self.ids[0], dtype=torch.bool)
         stays[image] = False
@@ -89,13 +88,34 @@ class Prompt:
             self.adapter.visual_tokens(self.ids)[..., None], pictures.to(embeddings.device, embeddings.dtype)
         )
         made = {"inputs_embeds": embeddings[:, places], "position_ids": self.positions[..., places]}
-        text, told = self.adapter.text, self.adapter.both_ways[0]
-        if text.window is not None and told in self.inputs:
-            made[told] = self.inputs[told][:, places]
+        text = self.adapter.text
+        if text.window is not None:
+            made["attention_mask"] = self._masks(places, text.window)
         if getattr(text.config, "hidden_size_per_layer_input", 0):  # Gemma 4 looks these up by ids, and padding for pictures
             words = self.ids.masked_fill(self.adapter.visual_tokens(self.ids), text.config.pad_token_id)
             made["per_layer_inputs"] = text.model.get_per_layer_inputs(words)[:, places]
         return made
+
+    def _masks(self, places: Tensor, window: int) -> dict[str, Tensor | None]:
+        """What each kind of layer sees of the tokens at some places (S',), by its name; None is all that came before.
+
+        As the pruned model has it: windows count places in the whole prompt, and the picture's tokens see each other both ways
+        where they do so. Left alone, transformers would read other masks off places with gaps.
+        """
+        config, both_ways = self.adapter.text.config, self.adapter.both_ways[1]
+        floats = config._attn_implementation == "eager"
+        behind, image = places[:, None] - places, self.adapter.visual_tokens(self.ids)[0, places]
+        masks: dict[str, Tensor | None] = {}
+        for name, reach in (("full_attention", None), ("sliding_attention", window)):
+            seen = (behind >= 0) | (image[:, None] & image) if name in both_ways else behind >= 0
+            seen = (seen if reach is None else seen & (behind < reach))[None, None]
+            masks[name] = seen
+            if floats:
+                dtype = self.model.dtype
+                masks[name] = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+            elif reach is None and name not in both_ways:
+                masks[name] = None
+        return masks
 
 
 @torch.inference_mode()
@@ -114,7 +134,7 @@ def make_prompt(model: Any, tiles: int, pruners: Sequence[Pruner]) -> Prompt:
     asked[:, -2 - QUESTION : -2] = True
     height, width = config.vision_config.image_size
     pixels = torch.randn(tiles, config.vision_config.num_channels, height, width, generator=generator)
-    return _encoded(model, {"input_ids": torch.tensor([ids])}, {"pixel_values": pixels}, asked, pruners)
+    return _encoded(model, None, {"input_ids": torch.tensor([ids])}, {"pixel_values": pixels}, asked, pruners)
 
 
 @torch.inference_mode()
@@ -132,13 +152,18 @@ def picture_prompt(
     pictures = {name: value for name, value in made.items() if name not in PROMPT_INPUTS}
     ids = made["input_ids"]
     asked = InstructionFinder.of(model, processor).mask(ids, torch.ones_like(ids).bool(), adapter_for(model).visual_tokens(ids))
-    return _encoded(model, inputs, pictures, asked, pruners)
+    return _encoded(model, processor, inputs, pictures, asked, pruners)
 
 
 def _encoded(
-    model: Any, inputs: Mapping[str, Tensor], pictures: Mapping[str, Tensor], asked: Tensor, pruners: Sequence[Pruner]
+    model: Any,
+    processor: Any | None,
+    inputs: Mapping[str, Tensor],
+    pictures: Mapping[str, Tensor],
+    asked: Tensor,
+    pruners: Sequence[Pruner],
 ) -> Prompt:
-    adapter, seen = adapter_for(model), dict[str, Tensor]()
+    adapter, seen = adapter_for(model, reader(model, processor)), dict[str, Tensor]()
     inputs = {name: value.to(model.device) for name, value in inputs.items()}
     pictures = {
         name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
@@ -166,7 +191,7 @@ def _encoded(
         inputs = {**inputs, "image_grid_thw": pictures["image_grid_thw"]}
         positions = adapter.core.get_rope_index(**inputs)[0]
     signal = partial(_signal, adapter, span, vision, seen["query"], seen["key"])
-    return Prompt(model, adapter, inputs, positions, pictures, encoded, span, asked.to(model.device), signal)
+    return Prompt(model, adapter, inputs, positions, pictures, encoded, span, asked.to(model.device), signal, processor)
 
 
 def _signal(adapter: Adapter, span: Span, vision: Vision, queries: Tensor, keys: Tensor) -> Any:

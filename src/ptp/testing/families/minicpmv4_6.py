@@ -19,10 +19,11 @@ MARKERS = ("<|image_pad|>", "<|video_pad|>", "<image>", "</image>", "<slice>", "
 def config(scale: Scale) -> MiniCPMV4_6Config:
     """2 x 2 patches become one behind the seventh layer, and 2 x 2 of these a token; small: behind the second."""
     patch, side = (14, 448) if scale.real else (8, 64)
+    mlp = scale.mlp // 2 if scale.real else scale.mlp  # where patches merge it is four times as wide
     return MiniCPMV4_6Config(
-        vision_config=scale.vision() | dict(patch_size=patch, image_size=side),
+        vision_config=scale.vision() | dict(patch_size=patch, image_size=side, intermediate_size=mlp),
         text_config=qwen3_5(scale).text_config.to_dict(),
-        insert_layer_id=6 if scale.real else 1, image_size=side, tie_word_embeddings=False,
+        insert_layer_id=min(6, scale.layers - 2), image_size=side, tie_word_embeddings=False,
         image_token_id=token_id("<|image_pad|>"), video_token_id=token_id("<|video_pad|>"),
     )  # fmt: skip
 
