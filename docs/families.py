@@ -48,8 +48,9 @@ def main() -> None:
     """Write the figure."""
     shown = Image.open(PICTURE).convert("RGB")
     shown = shown.resize((900, round(900 * shown.height / shown.width)))
-    columns = math.ceil((1 + len(FAMILIES)) / 2)
-    figure, axes = plt.subplots(2, columns, figsize=(3.5 * columns, 5.6))
+    rows = 4
+    columns = math.ceil((1 + len(FAMILIES)) / rows)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.5 * columns, 2.8 * rows))
     axes.flat[0].imshow(shown)
     axes.flat[0].plot(CENTER[0] * shown.width, CENTER[1] * shown.height, "+", color="red", markersize=16, markeredgewidth=2)
     axes.flat[0].set_title("where the score is planted")
