@@ -96,7 +96,7 @@ class Gemma4Adapter(Adapter):
 
     def vision_attention(self, layer: int) -> QueryKey:
         attention = self.vision.encoder.layers[layer].self_attn
-        return QueryKey(attention.q_proj, attention.k_proj, self.vision.config.num_attention_heads, attention.scaling)
+        return QueryKey(attention.q_norm, attention.k_norm, self.vision.config.num_attention_heads, attention.scaling)
 
     def vision_embeddings(self) -> nn.Module:
         return self.vision.encoder.layers[-1]
@@ -108,21 +108,21 @@ class Gemma4Adapter(Adapter):
         self, layer: int, queries: Tensor, keys: Tensor, about: list[Grid],
         asked: Callable[[int], Tensor | None] = lambda patches: None,
     ) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
-        """One pair per picture or frame, without its padding; keys are repeated where heads share them."""
+        """One pair per picture or frame, without its padding, of normed (units, L, H, D); keys are repeated where heads
+        share them."""
         attention, modeling = self.vision.encoder.layers[layer].self_attn, sys.modules[type(self.vision).__module__]
 
-        def turned(states: Tensor, norm: nn.Module, places: Tensor) -> Tensor:
-            heads = norm(states[None].unflatten(-1, (-1, attention.head_dim)))
+        def turned(heads: Tensor, places: Tensor) -> Tensor:
             cos, sin = self.vision.encoder.rotary_emb(heads, places[None])
-            return modeling.apply_multidimensional_rope(heads, cos, sin, places[None]).transpose(1, 2)
+            return modeling.apply_multidimensional_rope(heads[None], cos, sin, places[None]).transpose(1, 2)
 
         pairs = []
         for unit, grid in enumerate(units_of(about)):
             places = raster(grid.rows, grid.columns, queries.device)
             chosen = asked(len(places))
             rows = slice(len(places)) if chosen is None else chosen.to(queries.device)
-            k = turned(keys[unit, : len(places)], attention.k_norm, places)
-            q = turned(queries[unit, rows], attention.q_norm, places[rows])
+            k = turned(keys[unit, : len(places)], places)
+            q = turned(queries[unit, rows], places[rows])
             pairs.append((q, k.repeat_interleave(attention.num_key_value_groups, dim=1)))
         return pairs
 
