@@ -94,7 +94,6 @@ ANSWERS = (
 """Everything, by its answers. The learning rate falls in the last leg only."""
 
 
-
 class Names(nn.Module):
     """Says what is in view, in the warm-up only: of a patch of `CELL` px which colour, shape, label and value, of a tile from
     its [CLS] which things and labels."""

@@ -36,6 +36,11 @@ class Tile:
         """Visual tokens of the tile."""
         return self.columns * self.rows
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(columns, rows)."""
+        return self.columns, self.rows
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -238,6 +243,11 @@ class Adapter(ABC):
         heads = self.vision_attention(layer).heads
         split = [states.unflatten(-1, (heads, -1)).transpose(1, 2) for states in (queries, keys)]
         return [(split[0], split[1])]
+
+    def received_heads(self, layer: int, queries: Tensor, keys: Tensor, about: Any) -> list[tuple[Tensor, Tensor]]:
+        """The same where only what patches receive is asked for: queries that do not speak (`scoring.speakers`) may be left
+        out, where it takes time to make them."""
+        return self.heads(layer, queries, keys, about)
 
     def by_unit(self, layer: int, rows: Sequence[Tensor], about: Any) -> list[Tensor]:
         """(P,) patch scores of each unit, in the order that `pool` takes them, from a score row per pair of `heads`."""

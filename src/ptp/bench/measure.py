@@ -92,7 +92,7 @@ def compare(
     encode = 0.0
     encoder: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     if pictures:
-        wanted = inspect.signature(model.get_image_features).parameters
+        wanted = inspect.signature(model.model.get_image_features).parameters
         shown = {name: value for name, value in inputs.items() if name in wanted}
         with pruner(model, processor):
             features: list[Any] = []

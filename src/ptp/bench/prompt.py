@@ -12,6 +12,7 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 
 from ..adapters import Adapter, Span, adapter_for
 from ..conversation import InstructionFinder
+from ..conversation.tokenizer import reader
 from ..evaluation.encoding import EncoderReader
 from ..pruner import Pruner
 from ..runtime import VisionRead
@@ -34,7 +35,7 @@ class Prompt:
     """One picture and a question about it, encoded.
 
     Attributes:
-        model, adapter: What it is for.
+        model, adapter: What it is for. processor: The model's, where one made the prompt.
         inputs: What the model is called with besides `encoded`: ids (1, S), and what its positions come from.
         positions: (1, S), or (3, 1, S), of all tokens.
         pictures: What `get_image_features` is called with.
@@ -53,6 +54,7 @@ class Prompt:
     span: Span
     instruction: Tensor
     signal: Callable[[], Any]
+    processor: Any | None = None
 
     @property
     def ids(self) -> Tensor:
@@ -89,10 +91,33 @@ class Prompt:
         )
         made = {"inputs_embeds": embeddings[:, places], "position_ids": self.positions[..., places]}
         text = self.adapter.text
+        if text.window is not None:
+            made["attention_mask"] = self._masks(places, text.window)
         if getattr(text.config, "hidden_size_per_layer_input", 0):  # Gemma 4 looks these up by ids, and padding for pictures
             words = self.ids.masked_fill(self.adapter.visual_tokens(self.ids), text.config.pad_token_id)
             made["per_layer_inputs"] = text.model.get_per_layer_inputs(words)[:, places]
         return made
+
+    def _masks(self, places: Tensor, window: int) -> dict[str, Tensor | None]:
+        """What each kind of layer sees of the tokens at some places (S',), by its name; None is all that came before.
+
+        As the pruned model has it: windows count places in the whole prompt, and the picture's tokens see each other both ways
+        where they do so. Left alone, transformers would read other masks off places with gaps.
+        """
+        config, both_ways = self.adapter.text.config, self.adapter.both_ways[1]
+        floats = config._attn_implementation == "eager"
+        behind, image = places[:, None] - places, self.adapter.visual_tokens(self.ids)[0, places]
+        masks: dict[str, Tensor | None] = {}
+        for name, reach in (("full_attention", None), ("sliding_attention", window)):
+            seen = (behind >= 0) | (image[:, None] & image) if name in both_ways else behind >= 0
+            seen = (seen if reach is None else seen & (behind < reach))[None, None]
+            masks[name] = seen
+            if floats:
+                dtype = self.model.dtype
+                masks[name] = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+            elif reach is None and name not in both_ways:
+                masks[name] = None
+        return masks
 
 
 @dataclass(frozen=True)
@@ -128,7 +153,7 @@ def make_prompt(model: Any, tiles: int, pruners: Sequence[Pruner]) -> Prompt:
     config = model.config
     height, width = config.vision_config.image_size
     shape = (tiles, config.vision_config.num_channels, height, width)
-    return _encoded(model, made_up_turn(config, torch.randn(shape, generator=torch.Generator().manual_seed(0))), pruners)
+    return _encoded(model, None, made_up_turn(config, torch.randn(shape, generator=torch.Generator().manual_seed(0))), pruners)
 
 
 def cut(picture: Image.Image, side: int, most: int) -> Tensor:
@@ -166,7 +191,7 @@ def picture_prompt(
         encode: (picture, question) -> model inputs. side: Width of the picture in pixels; it is 4 : 3.
     """
     noise = torch.randint(256, (side * 3 // 4, side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    return _encoded(model, picture_turn(model, processor, encode, Image.fromarray(noise.numpy())), pruners)
+    return _encoded(model, processor, picture_turn(model, processor, encode, Image.fromarray(noise.numpy())), pruners)
 
 
 def picture_turn(
@@ -181,8 +206,8 @@ def picture_turn(
     return Turn(inputs, pictures, asked)
 
 
-def _encoded(model: Any, turn: Turn, pruners: Sequence[Pruner]) -> Prompt:
-    adapter, seen, turn = adapter_for(model), dict[str, Tensor](), turn.on(model)
+def _encoded(model: Any, processor: Any | None, turn: Turn, pruners: Sequence[Pruner]) -> Prompt:
+    adapter, seen, turn = adapter_for(model, reader(model, processor)), dict[str, Tensor](), turn.on(model)
     inputs, pictures = turn.inputs, turn.pictures
     last = adapter.vision_attention(adapter.vision_depth - 1)
     taps = [
@@ -206,7 +231,7 @@ def _encoded(model: Any, turn: Turn, pruners: Sequence[Pruner]) -> Prompt:
         inputs = {**inputs, "image_grid_thw": pictures["image_grid_thw"]}
         positions = adapter.core.get_rope_index(**inputs)[0]
     signal = partial(_signal, adapter, span, vision, seen["query"], seen["key"])
-    return Prompt(model, adapter, inputs, positions, pictures, encoded, span, turn.asked, signal)
+    return Prompt(model, adapter, inputs, positions, pictures, encoded, span, turn.asked, signal, processor)
 
 
 def _signal(adapter: Adapter, span: Span, vision: Vision, queries: Tensor, keys: Tensor) -> Any:

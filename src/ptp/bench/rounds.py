@@ -166,7 +166,8 @@ class Contest:
         usual = self.model.config._attn_implementation
         encoder = contextlib.nullcontext() if encoding else encoded_already(self.model, self.prompt.encoded)
         with encoder:
-            handle = attach(self.model, contender.pruner, instruction=self.prompt.instruction) if contender.pruner else None
+            told = (self.prompt.processor, self.prompt.instruction)
+            handle = attach(self.model, contender.pruner, *told) if contender.pruner else None
             try:
                 if contender.naive:
                     self.model.set_attn_implementation("eager")

@@ -43,7 +43,7 @@ class VisionSignal:
     """One vision layer's view of a picture: what a `VisionRead` asked for, and nothing else.
 
     Attributes:
-        thumbnail: (P,) attention of the thumbnail's patches, a square in raster order; None without a thumbnail.
+        thumbnail: (P,) attention of the thumbnail's patches, in raster order; None without a thumbnail.
     """
 
     read_saliency: Tensor | None

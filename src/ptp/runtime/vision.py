@@ -57,7 +57,8 @@ def read_attention(
     """
     scale, skip = adapter.vision_attention(layer).scale, int(adapter.has_cls)
     rows: list[Tensor] = []
-    for q, k in adapter.heads(layer, queries, keys, about):
+    heads = adapter.received_heads if kind == "received" else adapter.heads
+    for q, k in heads(layer, queries, keys, about):
         if kind == "cls":
             found = scoring.cls_attention(q, k, scale)
         elif kind == "logits":
