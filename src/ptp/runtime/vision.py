@@ -138,7 +138,8 @@ class VisionReader:
             try:
                 with uncompiled():
                     output = encode(*args, **kwargs)
-                inputs = signature.bind(*args, **kwargs).arguments
+                told = {name: value for name, value in kwargs.items() if name != "return_dict"}  # a decorator may take it
+                inputs = signature.bind(*args, **told).arguments
                 vision = getattr(output, SIGNALS, None)  # one that was encoded before has them
                 vision = vision or self._read(running.encoding, inputs | inputs.get("kwargs", {}), output)
             finally:
