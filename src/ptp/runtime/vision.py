@@ -149,8 +149,9 @@ class VisionReader:
         def listening(*args: Any, **kwargs: Any) -> Any:
             if running.encoding is not None:  # one modality may be encoded as another
                 return encode(*args, **kwargs)
-            inputs = signature.bind(*args, **kwargs).arguments
-            inputs |= inputs.pop("kwargs", {})
+            told = {name: value for name, value in kwargs.items() if name != "return_dict"}  # a decorator may take it
+            inputs = signature.bind(*args, **told).arguments
+            inputs |= inputs.pop("kwargs", {}) | {name: value for name, value in kwargs.items() if name not in told}
             running.encoding = run = self.begin(inputs, modality.name)
             try:
                 entry = self._encoder.recall(run, own)
