@@ -53,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--control", action="store_true", help="prune nothing: what the engine does by itself")
     parser.add_argument("--out", type=Path, help="write the figures there, as JSON")
     options = parser.parse_args()
     import openai
@@ -72,7 +73,10 @@ def main() -> None:
                         "type": "text",
                         "text": random.Random(number).choice(["How many red signs?", "What is on the star?"]),
                     }
-                    extra = {"mm_processor_kwargs": {"ptp": SETTINGS[number % len(SETTINGS)]}, "ignore_eos": True}
+                    extra = {
+                        "mm_processor_kwargs": {"ptp": SETTINGS[0 if options.control else number % len(SETTINGS)]},
+                        "ignore_eos": True,
+                    }
                     try:
                         client.chat.completions.create(
                             model=NAME, messages=[{"role": "user", "content": [part, text]}], max_tokens=4, extra_body=extra
