@@ -42,7 +42,7 @@ $(LOWEST)/.ready: pyproject.toml constraints.txt
 test-lowest: $(LOWEST)/.ready $(LOWEST)/torchvision-for-tests
 	$(LOWEST)/bin/python -m pytest $(WORKERS) -m "not nightly and not since_5_18" $(ORACLES:%=tests/test_%.py)
 
-# The plugin in a real engine (vLLM's build for the CPU, about 5 GB of disk): two minutes to install, about four to run.
+# The plugin in a real engine (vLLM's build for the CPU, about 5 GB of disk): two and a half minutes to install, two to run.
 $(VLLM)/.ready: pyproject.toml constraints.txt tests/serving/environment.py
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch

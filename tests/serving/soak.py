@@ -53,13 +53,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--control", action="store_true", help="prune nothing: what the engine does by itself")
     parser.add_argument("--out", type=Path, help="write the figures there, as JSON")
     options = parser.parse_args()
     import openai
 
     numbers, done, failed, stop = itertools.count(), [0], list[str](), threading.Event()
     with tempfile.TemporaryDirectory() as folder:
-        asked = ("--trust-request-mm-kwargs", "--mm-processor-kwargs", '{"ptp": {"reuse_mib": 16}}')
+        small = ("--mm-processor-cache-gb", "0.05")  # vLLM's own cache of processed pictures: full within seconds
+        asked = (*small, "--trust-request-mm-kwargs", "--mm-processor-kwargs", '{"ptp": {"reuse_mib": 16}}')
         with serving(Path(folder) / "server.log", *asked) as (address, process):
             client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
 
@@ -71,7 +73,10 @@ def main() -> None:
                         "type": "text",
                         "text": random.Random(number).choice(["How many red signs?", "What is on the star?"]),
                     }
-                    extra = {"mm_processor_kwargs": {"ptp": SETTINGS[number % len(SETTINGS)]}, "ignore_eos": True}
+                    extra = {
+                        "mm_processor_kwargs": {"ptp": SETTINGS[0 if options.control else number % len(SETTINGS)]},
+                        "ignore_eos": True,
+                    }
                     try:
                         client.chat.completions.create(
                             model=NAME, messages=[{"role": "user", "content": [part, text]}], max_tokens=4, extra_body=extra

@@ -170,6 +170,23 @@ def test_an_engine_that_cannot_prune_says_why(fresh, monkeypatch):
     assert ask(fresh, [request(fresh, [[name, asked]], None)])
 
 
+def test_other_models_do_not_start_where_they_are_to_be_pruned(engine):
+    from types import SimpleNamespace
+
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    def start(architecture, kwargs):
+        pictures = SimpleNamespace(mm_processor_kwargs=kwargs)
+        MODELS_CONFIG_MAP[architecture].verify_and_update_config(
+            SimpleNamespace(model_config=SimpleNamespace(multimodal_config=pictures))
+        )
+
+    start("LlavaForConditionalGeneration", None)
+    start("LlavaForConditionalGeneration", {"do_resize": False})
+    with pytest.raises(ValueError, match="LlavaForConditionalGeneration cannot be pruned in vLLM, only InternVL"):
+        start("LlavaForConditionalGeneration", {"ptp": {"keep_ratio": 0.5}})
+
+
 def test_words_are_needed_where_a_method_is_made_of_them(fresh):
     name, _ = questions()[0]
     from ptp.serving.vllm.settings import resolve

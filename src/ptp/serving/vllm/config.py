@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from .settings import KEY
+
 REFUSED = "ptp_refused"
 """Attribute of a model's configuration: why the engine, as it is set up, cannot prune."""
 DRAFTS_BY_TEXT = ("ngram", "ngram_gpu", "suffix")
@@ -34,6 +36,31 @@ def prepare_config(architecture: str, sharded: bool) -> None:
             setattr(vllm_config.model_config.hf_config, REFUSED, refusal(vllm_config, sharded))
 
     MODELS_CONFIG_MAP[architecture] = PreparedConfig
+
+
+def refuse_elsewhere(architecture: str, served: str) -> None:
+    """Have an engine of another architecture stop where it is asked to prune: vLLM would pass our settings by without a word.
+
+    Args:
+        served: The architectures that are pruned.
+    """
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
+
+    own = MODELS_CONFIG_MAP.get(architecture, VerifyAndUpdateConfig)
+    if getattr(own, "ptp", False):
+        return
+
+    class RefusingConfig(own):  # type: ignore[misc, valid-type]
+        ptp = True
+
+        @staticmethod
+        def verify_and_update_config(vllm_config: Any) -> None:
+            pictures = getattr(vllm_config.model_config, "multimodal_config", None)
+            if KEY in (getattr(pictures, "mm_processor_kwargs", None) or {}):
+                raise ValueError(f"{architecture} cannot be pruned in vLLM, only {served}. Leave out {KEY!r}.")
+            own.verify_and_update_config(vllm_config)
+
+    MODELS_CONFIG_MAP[architecture] = RefusingConfig
 
 
 def ask_for_positions(hf_config: Any) -> None:

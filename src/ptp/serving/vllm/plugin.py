@@ -19,12 +19,15 @@ def register() -> None:
     import vllm
     from vllm import ModelRegistry
 
-    from .config import prepare_config
+    from .config import prepare_config, refuse_elsewhere
 
     check_version(vllm.__version__)
     for architecture, where in FAMILIES.items():
         ModelRegistry.register_model(architecture, f"{__package__}.families.{where}")
         prepare_config(architecture, architecture in SHARDED)
+
+    for architecture in set(ModelRegistry.get_supported_archs()) - set(FAMILIES):
+        refuse_elsewhere(architecture, ", ".join(FAMILIES))
 
 
 def check_version(version: str) -> None:
