@@ -32,6 +32,8 @@ BEFORE = (
     "adapters/packed.py",
     "adapters/pixtral.py",
     "adapters/gemma4.py",
+    "adapters/lfm2_vl.py",
+    "adapters/minicpmv4_6.py",
     "adapters/smolvlm.py",
 )
 
