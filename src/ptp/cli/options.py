@@ -157,7 +157,7 @@ def answer_row(question: str, keep_ratio: float, result: Comparison) -> Answer:
     """The row of a question that was answered both ways."""
     trace = result.trace
     tokens = (trace.visual_tokens, trace.average_tokens, trace.cache_bytes)
-    return Answer(question, result.full, result.pruned, keep_ratio, *tokens, result.prefill)
+    return Answer(question, result.full, result.pruned, keep_ratio, *tokens, result.prefill, result.first_token)
 
 
 def answer_table(answers: list[Answer]) -> Table:
@@ -167,7 +167,9 @@ def answer_table(answers: list[Answer]) -> Table:
     table.add_column("Kept", justify="right", no_wrap=True)
     for column in ("Full", "Pruned"):
         table.add_column(column, overflow="fold")
-    for column in ("Visual\ntokens", "Avg. over\nlayers", "Prefill\nms", "KV cache\nKiB"):
+    late = any(a.average_tokens != a.visual_tokens[1] for a in answers)  # tokens leave behind the first layers
+    columns = ("First token\nms", "Visual\ntokens", "Avg. over\nlayers", "Prefill\nms", "KV cache\nKiB")
+    for column in columns if late else (*columns[:2], *columns[3:]):
         table.add_column(column, justify="right", no_wrap=True)
     previous = None
     for a in answers:
@@ -177,9 +179,10 @@ def answer_table(answers: list[Answer]) -> Table:
             f"{100 * a.keep_ratio:g} %",
             "" if same else escape(a.full),
             escape(a.pruned),
+            _milliseconds(a.first_token),
             "{:,} -> {:,}".format(*a.visual_tokens),
-            f"{a.average_tokens:,.0f}",
-            " -> ".join(f"{1000 * seconds:#.3g}".rstrip(".") for seconds in a.prefill),
+            *([f"{a.average_tokens:,.0f}"] if late else []),
+            _milliseconds(a.prefill),
             f"{a.cache_bytes[0] / 1024:,.0f} -> {a.cache_bytes[1] / 1024:,.0f}",
         )
     return table
@@ -218,3 +221,7 @@ def refuse_given(flags: dict[str, Any], what: str) -> None:
     """
     for flag in [flag for flag, given in flags.items() if given]:
         raise ValueError(f"{flag} does not go with {what}. Leave it out.")
+
+
+def _milliseconds(pair: tuple[float, float]) -> str:
+    return " -> ".join(f"{1000 * seconds:#.3g}".rstrip(".") for seconds in pair)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..adapters import adapter_for
+from ..conversation import reader
 from ..errors import UnsupportedModelError
 from ..methods.parsing import Variant
 from ..pruner import Pruner
@@ -93,7 +94,7 @@ class Asker:
 
     def __init__(self, model: Any, processor: Any, contenders: Sequence[Variant], max_new_tokens: int = 32) -> None:
         self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
-        self.adapter = adapter_for(model)
+        self.adapter = adapter_for(model, reader(model, processor))
         pruners = []
         for contender in contenders:
             pruners.append(contender.pruner(0.5))

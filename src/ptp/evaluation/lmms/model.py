@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ... import loader
 from ...adapters import adapter_for
+from ...conversation import reader
 from ...methods.parsing import parse_variant
 from ...pruner import Pruner
 from ..baselines import FULL
@@ -103,7 +104,7 @@ class PtpModel(lmms):  # type: ignore[misc]
         super().__init__()
         self.model, self.processor, self.pruner, self.batch_size = model, processor, pruner, batch_size
         self.system_prompt, self.device = system_prompt, model.device
-        self.adapter = adapter_for(model)
+        self.adapter = adapter_for(model, reader(model, processor))
         if getattr(processor, "tokenizer", None) is not None:
             processor.tokenizer.padding_side = "left"
         self.spent: dict[str, Spent] = defaultdict(Spent)
