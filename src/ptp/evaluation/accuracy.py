@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..adapters import adapter_for
+from ..conversation import reader
 from ..adapters.internvl import InternVLAdapter
 from ..errors import UnsupportedModelError
 from ..methods.parsing import Variant
@@ -91,7 +92,7 @@ class Examiner:
 
     def __init__(self, model: Any, processor: Any, batches: Sequence[Sequence[Sample]], contenders: Sequence[Variant]) -> None:
         self.model, self.processor, self.batches = model, processor, batches
-        self.adapter = adapter_for(model)
+        self.adapter = adapter_for(model, reader(model, processor))
         pruners = []
         for contender in contenders:
             if contender.method != DOWNSAMPLE:
