@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..adapters import adapter_for
-from ..conversation import reader
 from ..adapters.internvl import InternVLAdapter
+from ..conversation import reader
 from ..errors import UnsupportedModelError
 from ..methods.parsing import Variant
 from ..pruner import Pruner
