@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -13,6 +15,8 @@ from .base import Adapter, Layout, QueryKey, Span, Tile, runs
 from .packed import pairs_of
 from .text import TextModel
 
+NEEDS = "5.19"
+"""The release of transformers from which on its encoder takes slices of different sizes together."""
 Sizes = list[tuple[int, int]]
 """(rows, columns) of patches of each slice, as they are where the projector takes them."""
 
@@ -37,6 +41,11 @@ class MiniCPMV46Adapter(Adapter):
     has_cls = False
 
     def __init__(self, model: PreTrainedModel) -> None:
+        if Version(transformers.__version__) < Version(NEEDS):
+            raise UnsupportedModelError(
+                f"MiniCPM-V 4.6 needs transformers {NEEDS} or later, got {transformers.__version__}: before, it takes slices of "
+                "one size only. Install a later release."
+            )
         config = model.config
         self.core = model.model
         self.vision = self.core.vision_tower

@@ -22,7 +22,7 @@ from transformers.utils import ModelOutput
 
 from ..adapters import Adapter
 from .hooks import Hook, Shadow
-from .reuse import EncoderCache, Entry, Signals, Wanted, digest_of, over, parts_of, state_of
+from .reuse import EncoderCache, Entry, Signals, Wanted, contents, digest_of, filled, over, parts_of, state_of
 from .trace import EncoderTrace
 
 SAMPLED = 4096
@@ -271,8 +271,8 @@ class EncoderSavings:
         if cache is None or run.key is None or run.called != 1:
             return signals, EncoderTrace(units, encoded, hits, 0, 0 if cache is None else cache.held)
         if isinstance(output, ModelOutput):
-            read_on = {name: value for name, value in output.items() if name not in STATES}
-            made = type(output)(**over(_own, read_on))
+            read_on = {name: value for name, value in contents(output).items() if name not in STATES}
+            made = filled(output, over(_own, read_on))
             cache.put(run.key, Entry(made, signals.copied(_own), over(_own, list(pixels))))
         return signals, EncoderTrace(units, encoded, hits, encoded, cache.held)
 

@@ -5,6 +5,7 @@ given, the encoder's weights and settings (`state_of`), and where the call is to
 that is changed in place, moved, cast or replaced changes the digest, so what was made before is never found again.
 """
 
+import dataclasses
 import hashlib
 import threading
 from collections import OrderedDict
@@ -20,6 +21,8 @@ from .reads import AttentionKind
 
 PLAIN = (bool, int, float, str, type(None))
 """Types of attributes that are settings."""
+CONTAINERS = (Tensor, tuple, list)
+"""Types that outputs of modules are made of."""
 CAPTURING = "_output_capturing_hooks_installed"
 """An attribute that transformers sets when it first records an encoder's states; it changes nothing."""
 
@@ -164,12 +167,29 @@ def over(function: Any, *outputs: Any) -> Any:
     if isinstance(first, Tensor):
         return function(*outputs)
     if isinstance(first, ModelOutput):
-        return type(first)(**{name: over(function, *(each[name] for each in outputs)) for name in first})
+        held = [contents(each) for each in outputs]
+        return filled(first, {name: over(function, *(each[name] for each in held)) for name in held[0]})
     if isinstance(first, dict):
         return {name: over(function, *(each[name] for each in outputs)) for name in first}
     if isinstance(first, tuple | list):
         return type(first)(over(function, *parts) for parts in zip(*outputs, strict=True))
     return first
+
+
+def contents(output: ModelOutput) -> dict[str, Any]:
+    """What is in an output, by name; also what a model has put on it that it has no field for, as older releases do."""
+    fields = {field.name for field in dataclasses.fields(output)}  # type: ignore[arg-type]
+    beside = {name: value for name, value in vars(output).items() if name not in fields and isinstance(value, CONTAINERS)}
+    return {**output, **beside}
+
+
+def filled(like: ModelOutput, held: dict[str, Any]) -> Any:
+    """An output of the same class with other `contents`."""
+    fields = {field.name for field in dataclasses.fields(like)}  # type: ignore[arg-type]
+    made = type(like)(**{name: value for name, value in held.items() if name in fields})
+    for name in held.keys() - fields:
+        setattr(made, name, held[name])
+    return made
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
