@@ -43,8 +43,8 @@ class MiniCPMV46Adapter(Adapter):
     def __init__(self, model: PreTrainedModel) -> None:
         if Version(transformers.__version__) < Version(NEEDS):
             raise UnsupportedModelError(
-                f"MiniCPM-V 4.6 needs transformers {NEEDS} or later, got {transformers.__version__}: before, it takes slices of "
-                "one size only. Install a later release."
+                f"MiniCPM-V 4.6 needs transformers {NEEDS} or later, got {transformers.__version__}: before, it takes slices "
+                "of one size only. Install a later release."
             )
         config = model.config
         self.core = model.model

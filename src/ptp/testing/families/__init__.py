@@ -18,8 +18,8 @@ from .release import described
 
 SHIPPED = (
     INTERNVL, LLAVA_NEXT, LLAVA_ONEVISION, SMOLVLM, IDEFICS3, QWEN2_5_VL, QWEN3_VL, GEMMA3, OVIS2,
-    GLM_4_1V, GLM_4_5V, GLM_4_6V, PADDLEOCR_VL, LLAVA15, QWEN2_VL, MISTRAL3, QWEN3_5, *described("gemma4", "GEMMA4"),
-    LFM2_VL, *described("minicpmv4_6", "MINICPM_V_4_6"),
+    GLM_4_1V, GLM_4_5V, GLM_4_6V, PADDLEOCR_VL, LLAVA15, QWEN2_VL, MISTRAL3, QWEN3_5, LFM2_VL,
+    *described("gemma4", "GEMMA4"), *described("minicpmv4_6", "MINICPM_V_4_6"),
 )  # fmt: skip
 
 for family in SHIPPED:
