@@ -224,4 +224,4 @@ def refuse_given(flags: dict[str, Any], what: str) -> None:
 
 
 def _milliseconds(pair: tuple[float, float]) -> str:
-    return " -> ".join(f"{1000 * s:,.0f}" if s >= 0.1 else f"{1000 * s:#.3g}" for s in pair)
+    return " -> ".join(f"{1000 * s:,.0f}" if s >= 0.09995 else f"{1000 * s:#.3g}" for s in pair)
