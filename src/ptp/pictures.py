@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -26,28 +27,51 @@ def open_picture(path: str | Path) -> Image.Image:
     if path.is_dir():
         raise ValueError(f"Picture {str(path)!r} is a directory. Name a file in it.")
     try:
-        if path.stat().st_size == 0:
-            raise ValueError(f"Picture {str(path)!r} is empty (0 bytes). Use another copy of it.")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(path)
-            image.load()
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
-        raise ValueError(f"Picture {str(path)!r} has more than {limit} million pixels. Shrink it first.") from error
-    except UnidentifiedImageError as error:
-        raise ValueError(f"Picture {str(path)!r} is not a picture that Pillow can read. Convert it to PNG or JPEG.") from error
+        with path.open("rb") as file:
+            return read_picture(file, str(path))
     except PermissionError as error:
         raise ValueError(f"Picture {str(path)!r} cannot be read: permission denied. Check its permissions.") from error
+
+
+def read_picture(
+    file: BinaryIO, name: str, formats: tuple[str, ...] | None = None, max_pixels: int | None = None
+) -> Image.Image:
+    """Read a picture from an open file, as `open_picture` does.
+
+    Args:
+        name: What messages call it.
+        formats: Pillow's names of the formats that are tried; None is all. Some of them start other programs (EPS).
+        max_pixels: Refused above, before anything is decoded; None is Pillow's own limit.
+
+    Raises:
+        ValueError: as `open_picture`.
+    """
+    limit = min(max_pixels or Image.MAX_IMAGE_PIXELS or 0, Image.MAX_IMAGE_PIXELS or max_pixels or 0)
+    too_large = f"Picture {name!r} has more than {limit // 1_000_000} million pixels. Shrink it first."
+    try:
+        if file.seek(0, 2) == 0:
+            raise ValueError(f"Picture {name!r} is empty (0 bytes). Use another copy of it.")
+        file.seek(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image: Image.Image = Image.open(file, formats=formats)
+            if max_pixels and image.width * image.height > max_pixels:
+                raise ValueError(too_large)
+            image.load()
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(too_large) from error
+    except UnidentifiedImageError as error:
+        known = "Pillow" if formats is None else "this page"
+        raise ValueError(f"Picture {name!r} is not a picture that {known} can read. Convert it to PNG or JPEG.") from error
     except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"Picture {str(path)!r} is damaged ({error}). Use another copy of it.") from error
+        raise ValueError(f"Picture {name!r} is damaged ({error}). Use another copy of it.") from error
     image = _to_rgb(ImageOps.exif_transpose(image))
     short, long = sorted(image.size)
     size = f"{image.width} x {image.height} pixels"
     if short < MIN_SIDE:
-        raise ValueError(f"Picture {str(path)!r} must be at least {MIN_SIDE} pixels on each side, got {size}. Enlarge it.")
+        raise ValueError(f"Picture {name!r} must be at least {MIN_SIDE} pixels on each side, got {size}. Enlarge it.")
     if long > MAX_STRETCH * short:
-        raise ValueError(f"Picture {str(path)!r} must be at most {MAX_STRETCH} times longer than wide, got {size}. Cut it up.")
+        raise ValueError(f"Picture {name!r} must be at most {MAX_STRETCH} times longer than wide, got {size}. Cut it up.")
     return image
 
 

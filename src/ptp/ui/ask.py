@@ -1,0 +1,121 @@
+"""What the page does with the model: an answer with all visual tokens and a pruned one, and methods compared."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from PIL import Image
+
+from ..methods.parsing import Variant
+from ..pruner import Pruner
+from ..runtime import PrefillTrace
+from .conversation import Side, check_length, prepare, remember
+from .settings import build
+from .streaming import Loaded, Reply, stream
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its two answers so far.
+
+    Attributes:
+        full, pruned: The answers; an empty `Reply` before they begin.
+        held: Whether each went on from a held KV cache.
+        trace: Of the prefill that pruned the picture, in this turn or an earlier one.
+    """
+
+    question: str
+    full: Reply = field(default_factory=Reply)
+    pruned: Reply = field(default_factory=Reply)
+    held: tuple[bool, bool] = (False, False)
+    trace: PrefillTrace | None = None
+
+
+@dataclass
+class Talk:
+    """A visitor's conversation about a picture, kept in memory.
+
+    Attributes:
+        full, pruned: Its two sides, each with the answers it gave itself.
+        pruner: What the held cache of `pruned` was pruned by; another one reads the conversation anew.
+        turns: What the page shows.
+    """
+
+    picture: Image.Image
+    name: str
+    full: Side = field(default_factory=Side)
+    pruned: Side = field(default_factory=Side)
+    pruner: Pruner | None = None
+    turns: list[Turn] = field(default_factory=list)
+
+
+def ask(loaded: Loaded, talk: Talk, question: str, pruner: Pruner, max_new_tokens: int) -> Iterator[Turn]:
+    """Answer a question with all visual tokens, then pruned; a later question goes on from both caches.
+
+    Yields:
+        The turn as it grows. When it is whole it is in `talk`; left early, or after an error, the conversation is what it
+        was, read anew by the next question.
+
+    Raises:
+        ValueError: a setting does not fit the model, or the conversation is too long for it.
+    """
+    if talk.pruner != pruner:
+        talk.pruned.drop_cache()
+        talk.pruner = pruner
+    earlier = talk.turns[-1].trace if talk.turns else None
+    turn = Turn(question)
+    yield turn
+    finished = []
+    try:
+        for side, by in ((talk.full, None), (talk.pruned, pruner)):
+            inputs, cache, held = prepare(loaded, side, talk.picture, question)
+            check_length(loaded, inputs, max_new_tokens)
+            turn = replace(turn, held=(held, turn.held[1]) if by is None else (turn.held[0], held))
+            for reply in stream(loaded, inputs, cache, by, max_new_tokens, side.deltas if held else None):
+                if by is None:
+                    turn = replace(turn, full=reply)
+                else:
+                    turn = replace(turn, pruned=reply, trace=earlier if held else reply.trace)
+                yield turn
+            finished.append((side, reply, cache))
+    except BaseException:
+        talk.full.drop_cache()
+        talk.pruned.drop_cache()
+        raise
+    for side, reply, cache in finished:
+        remember(loaded, side, question, reply, cache)
+    talk.turns.append(turn)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method of a comparison; `error` says why it gave no answer."""
+
+    method: str
+    reply: Reply = field(default_factory=Reply)
+    error: str = ""
+
+
+def compare(
+    loaded: Loaded, picture: Image.Image, question: str, variants: Sequence[Variant], keep_percent: float, max_new_tokens: int
+) -> Iterator[list[Row]]:
+    """Ask one question about one picture with all visual tokens, then with each method.
+
+    Yields:
+        The rows so far, the first with all visual tokens. A method that does not fit the model is a row with an error.
+
+    Raises:
+        ValueError: the kept share is none, or the question is too long.
+    """
+    methods: list[tuple[str, Pruner | None]] = [("all tokens", None)]
+    methods += [(variant.name, build(variant, keep_percent)) for variant in variants]
+    rows: list[Row] = []
+    for name, pruner in methods:
+        inputs, cache, _ = prepare(loaded, Side(), picture, question)
+        check_length(loaded, inputs, max_new_tokens)
+        try:
+            for reply in stream(loaded, inputs, cache, pruner, max_new_tokens):
+                yield [*rows, Row(name, reply)]
+            rows.append(Row(name, reply))
+        except ValueError as error:
+            rows.append(Row(name, error=str(error)))
+            yield rows
