@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+UI := .venv-ui
 LOWEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 ORACLES := releases oracles families testing generate turns refusals loader videos evaluation bench cli docs
 WORKERS := -n 2 --dist worksteal
 
-.PHONY: demo test test-lowest lint readme clean
+.PHONY: demo test test-lowest test-ui lint readme clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -20,8 +21,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$*/bin/pip install --quiet --disable-pip-version-check --no-deps --target $@ torchvision==0.28.0
 
 # Two workers of one thread each: a thread that waits must not burn the other worker's core.
-test test-lowest: export OMP_NUM_THREADS := 1
-test test-lowest: export OMP_WAIT_POLICY := passive
+test test-lowest test-ui: export OMP_NUM_THREADS := 1
+test test-lowest test-ui: export OMP_WAIT_POLICY := passive
 
 demo: $(VENV)/.ready
 	$(BIN)/ptp demo --html demo.html --force
@@ -41,6 +42,19 @@ $(LOWEST)/.ready: pyproject.toml constraints.txt
 test-lowest: $(LOWEST)/.ready $(LOWEST)/torchvision-for-tests
 	$(LOWEST)/bin/python -m pytest $(WORKERS) -m "not nightly and not since_5_18" $(ORACLES:%=tests/test_%.py)
 
+# Gradio asks for an older Pillow, so the page has an environment of its own. The browser is the system's.
+$(UI)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(UI)
+	grep -v '^pillow==' constraints.txt > $(UI)/constraints.txt
+	$(UI)/bin/pip install --quiet --disable-pip-version-check -c $(UI)/constraints.txt torch
+	$(UI)/bin/pip install --quiet --disable-pip-version-check -c $(UI)/constraints.txt -e ".[ui]" pytest hypothesis playwright
+	touch $@
+
+test-ui: $(UI)/.ready
+	@test -n "$$CHROMIUM" || command -v chromium > /dev/null || command -v chromium-browser > /dev/null || \
+		{ echo "The page is tested in Chromium. Install it (apt-get install chromium), or name it: CHROMIUM=PATH."; exit 1; }
+	$(UI)/bin/python -m pytest -rs tests/test_ui.py tests/test_ui_page.py
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,4 +65,4 @@ readme: $(VENV)/.ready
 	$(BIN)/cog -r -I docs README.md src/ptp/tiny/weights/README.md docs/results/ablation.md docs/results/models.md docs/results/rivals.md
 
 clean:
-	rm -rf $(VENV) $(LOWEST) demo.html
+	rm -rf $(VENV) $(LOWEST) $(UI) demo.html

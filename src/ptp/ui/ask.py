@@ -19,14 +19,14 @@ class Turn:
 
     Attributes:
         full, pruned: The answers; an empty `Reply` before they begin.
-        held: Whether each went on from a held KV cache.
+        held: Whether both went on from held KV caches. Where one cannot, both read the conversation anew: times compare.
         trace: Of the prefill that pruned the picture, in this turn or an earlier one.
     """
 
     question: str
     full: Reply = field(default_factory=Reply)
     pruned: Reply = field(default_factory=Reply)
-    held: tuple[bool, bool] = (False, False)
+    held: bool = False
     trace: PrefillTrace | None = None
 
 
@@ -36,7 +36,7 @@ class Talk:
 
     Attributes:
         full, pruned: Its two sides, each with the answers it gave itself.
-        pruner: What the held cache of `pruned` was pruned by; another one reads the conversation anew.
+        pruner: What the held cache of `pruned` was pruned by; with another one the conversation is read anew.
         turns: What the page shows.
     """
 
@@ -46,6 +46,12 @@ class Talk:
     pruned: Side = field(default_factory=Side)
     pruner: Pruner | None = None
     turns: list[Turn] = field(default_factory=list)
+
+
+def forget(talk: Talk) -> None:
+    """Let go of both caches; the words stay."""
+    talk.full.drop_cache()
+    talk.pruned.drop_cache()
 
 
 def ask(loaded: Loaded, talk: Talk, question: str, pruner: Pruner, max_new_tokens: int) -> Iterator[Turn]:
@@ -58,28 +64,31 @@ def ask(loaded: Loaded, talk: Talk, question: str, pruner: Pruner, max_new_token
     Raises:
         ValueError: a setting does not fit the model, or the conversation is too long for it.
     """
+    sides, by = (talk.full, talk.pruned), (None, pruner)
     if talk.pruner != pruner:
-        talk.pruned.drop_cache()
+        forget(talk)
         talk.pruner = pruner
     earlier = talk.turns[-1].trace if talk.turns else None
     turn = Turn(question)
     yield turn
     finished = []
     try:
-        for side, by in ((talk.full, None), (talk.pruned, pruner)):
-            inputs, cache, held = prepare(loaded, side, talk.picture, question)
+        prepared = [prepare(loaded, side, talk.picture, question) for side in sides]
+        if not all(held for *_, held in prepared):
+            forget(talk)
+            prepared = [prepare(loaded, side, talk.picture, question) for side in sides]
+        for side, method, (inputs, cache, held) in zip(sides, by, prepared, strict=True):
             check_length(loaded, inputs, max_new_tokens)
-            turn = replace(turn, held=(held, turn.held[1]) if by is None else (turn.held[0], held))
-            for reply in stream(loaded, inputs, cache, by, max_new_tokens, side.deltas if held else None):
-                if by is None:
+            turn = replace(turn, held=held)
+            for reply in stream(loaded, inputs, cache, method, max_new_tokens, side.deltas if held else None):
+                if method is None:
                     turn = replace(turn, full=reply)
                 else:
                     turn = replace(turn, pruned=reply, trace=earlier if held else reply.trace)
                 yield turn
             finished.append((side, reply, cache))
     except BaseException:
-        talk.full.drop_cache()
-        talk.pruned.drop_cache()
+        forget(talk)
         raise
     for side, reply, cache in finished:
         remember(loaded, side, question, reply, cache)

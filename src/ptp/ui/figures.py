@@ -70,10 +70,8 @@ def figures_html(turn: Turn) -> str:
     measures.append(_measure("KV cache", full, pruned, _bytes(full), _bytes(pruned), smaller))
     summary = "; ".join(f"{m['title']}: {m['before']} to {m['after']}, {m['ratio']}" for m in measures)
     note = "All tokens → pruned. Time to first token is measured once each, on this machine: "
-    if all(turn.held):
+    if turn.held:
         note += "prefill of the new words on the held KV cache. The picture is not read again: what was kept stays kept."
-    elif any(turn.held):
-        note += "one side went on from its held KV cache, the other read the conversation anew, so the times do not compare."
     else:
         note += "vision encoder (the same in both), selection and prefill."
     return _part("figures", measures, summary, note)
@@ -82,7 +80,7 @@ def figures_html(turn: Turn) -> str:
 def _measure(title: str, before: float, after: float, shown: str, then: str, ratio: str) -> dict[str, Any]:
     most = max(before, after) or 1
     widths = [round(100 * value / most, 1) for value in (before, after)]
-    return {"title": title, "before": shown, "after": then, "ratio": ratio, "widths": widths}
+    return {"title": title, "before": shown, "after": then, "ratio": ratio, "worse": after > before, "widths": widths}
 
 
 def _times(before: float, after: float, less: str, more: str) -> str:
