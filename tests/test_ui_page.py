@@ -266,6 +266,15 @@ def test_a_port_that_is_taken_is_one_line(served):
     assert run.returncode == 2 and "must be a free address" in run.stderr and run.stderr.count("\n") == 1
 
 
+def test_another_picture_ends_the_answer_that_is_being_written(page):
+    """What the old picture's answer still sends must not come back."""
+    page.locator("#ptp-question textarea").press("Enter")
+    page.click(".ptp-demo >> nth=1")
+    page.wait_for_function("document.querySelector('#ptp-preview figcaption').innerText.startsWith('china_2.jpg')")
+    ask(page, "How many yellow signs are there?")
+    assert answers(page) == ["4", "4"]
+
+
 def test_a_visitor_who_leaves_does_not_hold_the_model(page, browser, served):
     page.locator("#ptp-question textarea").press("Enter")
     page.goto("about:blank")

@@ -3,6 +3,7 @@
 import sys
 import traceback
 from collections.abc import Iterator
+from contextlib import closing
 from importlib import resources
 from typing import Any
 
@@ -66,6 +67,8 @@ def build_page(loaded: Loaded, max_new_tokens: int) -> gr.Blocks:
                 (name, picture), asked = read_upload(data.get("name"), data.get("data")), []
         except Exception as error:
             return [gr.skip(), gr.skip(), error_html(sentence(error)), *[gr.skip()] * 7]
+        if talk is not None:
+            talk.end()
         shown = gr.Dropdown(choices=asked, value=None, visible=bool(asked))
         question = asked[0] if asked else gr.skip()
         return [Talk(picture, name), preview_html(picture, name), "", *cleared(), shown, question, ""]
@@ -79,8 +82,15 @@ def build_page(loaded: Loaded, max_new_tokens: int) -> gr.Blocks:
                 raise ValueError("A picture is needed. Choose one, or one of the pictures to try.")
             question = checked_question(question)
             pruner = build(chosen_variant(method, words), keep)
-            for turn in ask(loaded, talk, question, pruner, max_new_tokens):
-                yield [error_html(""), talk_html([*talk.turns, turn], running=True), figures_html(turn), gr.skip()]
+            talk.stopped.clear()
+            with closing(ask(loaded, talk, question, pruner, max_new_tokens)) as turns:
+                for turn in turns:
+                    if talk.stopped.is_set():
+                        break
+                    yield [error_html(""), talk_html([*talk.turns, turn], running=True), figures_html(turn), gr.skip()]
+            if talk.over or talk.stopped.is_set():
+                yield cleared() if talk.over else [error_html(""), talk_html(talk.turns), "", gr.skip()]
+                return
             yield ["", talk_html(talk.turns), figures_html(turn), views_html(turn.trace, talk.picture)]
         except Exception as error:
             told = gr.skip() if talk is None else talk_html(talk.turns)
@@ -91,16 +101,29 @@ def build_page(loaded: Loaded, max_new_tokens: int) -> gr.Blocks:
             if talk is None:
                 raise ValueError("A picture is needed. Choose one, or one of the pictures to try.")
             question, variants = checked_question(question), chosen_variants(names, words)
+            talk.stopped.clear()
             kept: list[str] = []
-            for rows in compare(loaded, talk.picture, question, variants, keep, max_new_tokens):
-                over = [row for row in rows if row.reply.done or row.error]
-                kept += [kept_uri(row, talk.picture) for row in over[len(kept) :]]
-                yield [error_html(""), compared_html(rows, kept, running=len(over) <= len(variants))]
+            with closing(compare(loaded, talk.picture, question, variants, keep, max_new_tokens)) as tables:
+                for rows in tables:
+                    if talk.stopped.is_set():
+                        break
+                    over = [row for row in rows if row.reply.done or row.error]
+                    kept += [kept_uri(row, talk.picture) for row in over[len(kept) :]]
+                    yield [error_html(""), compared_html(rows, kept, running=len(over) <= len(variants))]
+            if talk.over or talk.stopped.is_set():
+                yield [error_html(""), "" if talk.over else compared_html(rows, kept)]
         except Exception as error:
             yield [error_html(sentence(error)), gr.skip()]
 
     def started_over(talk: Talk | None) -> list[Any]:
-        return [None if talk is None else Talk(talk.picture, talk.name), *cleared()]
+        if talk is None:
+            return [None, *cleared()]
+        talk.end()
+        return [Talk(talk.picture, talk.name), *cleared()]
+
+    def stopped(talk: Talk | None) -> None:
+        if talk is not None:
+            talk.stopped.set()
 
     with gr.Blocks(title="Pyramid Token Pruning", analytics_enabled=False, fill_width=True) as page:
         talk = gr.State(None, time_to_live=FORGET)
@@ -144,17 +167,21 @@ def build_page(loaded: Loaded, max_new_tokens: int) -> gr.Blocks:
                             max_length=MAX_WORDS,
                             elem_id="ptp-more",
                         )
-                        run = gr.Button("Compare", variant="primary", elem_id="ptp-compare")
+                        with gr.Row():
+                            run = gr.Button("Compare", variant="primary", elem_id="ptp-compare")
+                            halt = gr.Button("Stop", elem_id="ptp-halt", min_width=80)
                         unlike = gr.HTML(elem_id="ptp-compare-error")
                         table = gr.HTML(elem_id="ptp-table")
         answers = [failed, said, figures, views]
         told = [talk, question, keep, method, words]
-        running = [trigger(asked, told, answers, **SERIAL) for trigger in (go.click, question.submit)]
-        running.append(run.click(compared, [talk, question, keep, names, more], [unlike, table], **SERIAL))
-        stop.click(None, cancels=running, **QUICK)
-        over.click(started_over, talk, [talk, *answers], cancels=running, **QUICK)
+        go.click(asked, told, answers, **SERIAL)
+        question.submit(asked, told, answers, **SERIAL)
+        run.click(compared, [talk, question, keep, names, more], [unlike, table], **SERIAL)
+        stop.click(stopped, talk, None, **QUICK)
+        halt.click(stopped, talk, None, **QUICK)
+        over.click(started_over, talk, [talk, *answers], **QUICK)
         new_picture = [talk, preview, problem, *answers, to_ask, question, table]
-        picker.picked(picked, talk, new_picture, cancels=running, **QUICK)
+        picker.picked(picked, talk, new_picture, **QUICK)
         page.load(lambda: opened(None, {"demo": first}), None, new_picture, **QUICK)
         to_ask.input(lambda text: text or "", to_ask, question, **QUICK)
         method.change(settings_html, method, about, **QUICK)

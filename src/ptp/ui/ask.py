@@ -1,5 +1,6 @@
 """What the page does with the model: an answer with all visual tokens and a pruned one, and methods compared."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -38,6 +39,8 @@ class Talk:
         full, pruned: Its two sides, each with the answers it gave itself.
         pruner: What the held cache of `pruned` was pruned by; with another one the conversation is read anew.
         turns: What the page shows.
+        stopped: Set to end the answer that is being written.
+        over: Whether another conversation has taken its place.
     """
 
     picture: Image.Image
@@ -46,6 +49,13 @@ class Talk:
     pruned: Side = field(default_factory=Side)
     pruner: Pruner | None = None
     turns: list[Turn] = field(default_factory=list)
+    stopped: threading.Event = field(default_factory=threading.Event)
+    over: bool = False
+
+    def end(self) -> None:
+        """Stop what is being written, for another conversation."""
+        self.over = True
+        self.stopped.set()
 
 
 def forget(talk: Talk) -> None:
