@@ -99,7 +99,7 @@ def test_answers_stream_and_end_as_generate_does(loaded, talk):
     assert turns[-1].full.text == generated(loaded, inputs)
     assert turns[-1].pruned.text == generated(loaded, inputs, method)
     assert turns[0].full == Reply() and not turns[1].full.done and turns[-1].full.done and turns[-1].pruned.done
-    assert talk.turns == [turns[-1]]
+    assert talk.turns == [turns[-1]] and turns[-1].full.runs == turns[-1].pruned.runs >= 1
 
 
 def test_a_follow_up_goes_on_from_both_caches_and_answers_as_the_whole_conversation(loaded, talk):

@@ -1,6 +1,7 @@
 """The page: what stands where, and which function each part calls."""
 
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import closing
@@ -30,11 +31,14 @@ from .streaming import Loaded
 from .uploads import read_upload
 
 FIRST_COMPARED = ["pyramid", "visionzip", "fastv", "random"]
+TWICE = 1.0
+"""Seconds within which the same question is the second click of a double click."""
 FORGET = 3600
 """Seconds after which the conversation of a closed page is forgotten."""
 QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-SERIAL: dict[str, Any] = {**QUICK, "concurrency_id": "model", "concurrency_limit": 1, "show_progress": "minimal"}
-"""How events run: those that ask the model one after the other."""
+ONE = {"concurrency_id": "model", "concurrency_limit": 1, "trigger_mode": "always_last"}
+SERIAL: dict[str, Any] = {**QUICK, **ONE, "show_progress": "minimal"}
+"""How events run: those that ask the model one after the other, and what is asked while an answer ends is asked next."""
 
 
 def sentence(error: Exception) -> str:
@@ -82,6 +86,10 @@ def build_page(loaded: Loaded, max_new_tokens: int) -> gr.Blocks:
                 raise ValueError("A picture is needed. Choose one, or one of the pictures to try.")
             question = checked_question(question)
             pruner = build(chosen_variant(method, words), keep)
+            again = bool(talk.turns) and talk.turns[-1].question == question and talk.pruner == pruner
+            if again and time.monotonic() - talk.finished < TWICE:
+                yield [error_html(""), talk_html(talk.turns), gr.skip(), gr.skip()]
+                return
             talk.stopped.clear()
             with closing(ask(loaded, talk, question, pruner, max_new_tokens)) as turns:
                 for turn in turns:
@@ -91,7 +99,7 @@ def build_page(loaded: Loaded, max_new_tokens: int) -> gr.Blocks:
             if talk.over or talk.stopped.is_set():
                 yield cleared() if talk.over else [error_html(""), talk_html(talk.turns), "", gr.skip()]
                 return
-            yield ["", talk_html(talk.turns), figures_html(turn), views_html(turn.trace, talk.picture)]
+            yield ["", talk_html(talk.turns), figures_html(talk.turns[-1]), views_html(turn.trace, talk.picture)]
         except Exception as error:
             told = gr.skip() if talk is None else talk_html(talk.turns)
             yield [error_html(sentence(error)), told, gr.skip(), gr.skip()]

@@ -69,7 +69,8 @@ def figures_html(turn: Turn) -> str:
     smaller = _times(full, pruned, "smaller", "larger")
     measures.append(_measure("KV cache", full, pruned, _bytes(full), _bytes(pruned), smaller))
     summary = "; ".join(f"{m['title']}: {m['before']} to {m['after']}, {m['ratio']}" for m in measures)
-    note = "All tokens → pruned. Time to first token is measured once each, on this machine: "
+    runs = "once" if turn.pruned.runs == 1 else f"{turn.pruned.runs} times (the median is shown)"
+    note = f"All tokens → pruned. Time to first token is measured {runs} each, on this machine: "
     if turn.held:
         note += "prefill of the new words on the held KV cache. The picture is not read again: what was kept stays kept."
     else:

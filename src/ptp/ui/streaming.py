@@ -42,6 +42,7 @@ class Reply:
         text: What was written.
         done: Whether it is whole.
         first: Seconds from the start to the first token: encoder, selection, prefill; None before it.
+        runs: How often that was measured; it is the median.
         cache_bytes: Of the KV cache at the first token.
         trace: Of the prefill; None where nothing was pruned.
         ids: (1, S) the prompt's ids and the answer's, when it is done.
@@ -51,6 +52,7 @@ class Reply:
     text: str = ""
     done: bool = False
     first: float | None = None
+    runs: int = 1
     cache_bytes: int = 0
     trace: PrefillTrace | None = None
     ids: Tensor | None = None
