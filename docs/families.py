@@ -25,7 +25,7 @@ PICTURE = ROOT / "src/ptp/tiny/demo_pictures/coffee_1.jpg"
 CENTER = (0.42, 0.55)
 """Where the score is planted, as fractions of width and height."""
 TEXT = dict(
-    hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=12, intermediate_size=96
+    hidden_size=48, num_hidden_layers=12, num_attention_heads=4, num_key_value_heads=2, head_dim=12, intermediate_size=96
 )
 SMALL = Scale(hidden=32, layers=3, heads=2, mlp=64, text=TEXT, real=True)
 
@@ -48,8 +48,9 @@ def main() -> None:
     """Write the figure."""
     shown = Image.open(PICTURE).convert("RGB")
     shown = shown.resize((900, round(900 * shown.height / shown.width)))
-    columns = math.ceil((1 + len(FAMILIES)) / 2)
-    figure, axes = plt.subplots(2, columns, figsize=(3.5 * columns, 5.6))
+    rows = 4
+    columns = math.ceil((1 + len(FAMILIES)) / rows)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.5 * columns, 2.8 * rows))
     axes.flat[0].imshow(shown)
     axes.flat[0].plot(CENTER[0] * shown.width, CENTER[1] * shown.height, "+", color="red", markersize=16, markeredgewidth=2)
     axes.flat[0].set_title("where the score is planted")

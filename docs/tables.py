@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ptp.bench.first_token import Measured
 from ptp.bench.presets import FAMILY_PRESETS
 from ptp.evaluation.results_file import load_cells
 from ptp.evaluation.summary import mean_evidence, relative
@@ -81,6 +82,23 @@ def _rows(name: str) -> list[dict[str, Any]]:
     return json.loads((RESULTS / f"{name}.json").read_text())["rows"]
 
 
+def first_token(name: str) -> str:
+    """Time to the first token of each picture: without what is saved in the encoder, with it, and of the next question."""
+    lines = []
+    for kind, one in json.loads((RESULTS / f"{name}.json").read_text())["pictures"].items():
+        found = Measured(**one)
+        times = [float(np.median(each)) for each in (found.without, found.with_all, found.again, found.rest)]
+        lines.append(
+            [
+                kind.replace("_", " "), f"{found.encoded} of {found.units}", f"{times[0]:.2f} s", f"{times[1]:.2f} s",
+                f"{found.speed_up:.2f}x", f"{times[2]:.2f} s", f"{times[3]:.2f} s", f"{found.over_rest:.2f}",
+                str(len(found.rest)),
+            ]
+        )  # fmt: skip
+    heads = ["picture", "tiles encoded", "without", "with", "speed-up", "next question", "its selection and prefill", "ratio"]
+    return _markdown([*heads, "rounds"], lines)
+
+
 def command(name: str) -> str:
     """The command that measured `docs/results/NAME.json`, as it was given."""
     text = json.loads((RESULTS / f"{name}.json").read_text())["about"]["command"]
@@ -122,7 +140,7 @@ def full_accuracy() -> str:
 
 
 def speed() -> str:
-    """Prefill of the 100 M model: full, pruned and the limit; a line per setting."""
+    """Time to the first token and prefill of the 100 M model: full, pruned and the limit; a line per setting."""
     rows = _rows("bench_pyramid")
     full, lines = rows[0], []
     for method, title in {"pyramid": "0", "pyramid:prune_layer=2": "2"}.items():
@@ -130,13 +148,15 @@ def speed() -> str:
             lines.append(
                 [
                     title, f"{100 * row['keep_ratio']:g} %", f"{row['average_tokens']:,.0f}",
+                    *(f"{each['encode']['median'] + each['prefill']['median']:.2f} s" for each in (full, row)),
                     f"{full['prefill']['median']:.2f} s", f"{row['prefill']['median']:.2f} s", f"{row['speed_up']:.1f}x",
                     f"{row['over_limit']:.3f}", f"{row['over_bound']:.3f}", f"{100 * row['select_share']:.1f} %",
                     f"{row['flops'] / full['flops']:.2f}", f"{row['peak_memory'] / full['peak_memory']:.2f}",
                     f"{row['cache_bytes'] / full['cache_bytes']:.2f}",
                 ]
             )  # fmt: skip
-    heads = ["prune_layer", "kept", "average", "full", "ptp", "speed-up", "ptp / limit", "ptp / (K full + rest)"]
+    heads = ["prune_layer", "kept", "average", "first token, full", "ptp", "prefill, full", "ptp", "speed-up", "ptp / limit"]
+    heads.append("ptp / (K full + rest)")
     return _markdown([*heads, "selection / full", "FLOPs", "peak memory", "KV cache"], lines)
 
 

@@ -1,8 +1,9 @@
 """The recipe of the jury: ``python jury/train.py NAME --out DIR`` (one core: some hours; the same command resumes).
 
-The encoder first learns to say what is in view of each tile, from [CLS] and from the mean over half of its patches or more,
-by heads that are thrown away. Then everything is trained together, by the answers only: nothing ever says what a visual
-token shows, and nothing touches the projector but what comes back from the answers. Pictures, questions and their packing
+The encoder first learns to say what its patches show, and its [CLS] what the tile shows, by heads that are thrown away: it
+comes to the language model able to see, as CLIP and SigLIP do. Then everything is trained together, by the answers only:
+nothing ever says to the language model what a visual token shows, and nothing touches the projector but what comes back from
+the answers. Pictures, questions and their packing
 are those of `ptp-tiny`; pixels are what the family's own processor makes of a picture, positions what its model gives.
 
 What made reading emerge early: one sign on one tile first (its label can be answered before the model can look anything
@@ -26,8 +27,8 @@ from models import JURORS, SMALL_GRIDS, Juror
 from torch import Tensor, nn
 
 from ptp.tiny.difficulty import Difficulty, write_difficulty
-from ptp.tiny.drawing import CELL, GRIDS, LABELS, TILE, Box, Scene, tile_of
-from ptp.tiny.lessons import BLOCK, CELLS, THINGS, Lesson, Phase, draw_lesson
+from ptp.tiny.drawing import GRIDS, LABELS
+from ptp.tiny.lessons import BLOCK, NAMES, THINGS, Lesson, Phase, draw_lesson, label
 from ptp.tiny.tasks import TASKS
 from ptp.tiny.train import packed_answers, packed_mask, right_by_task
 
@@ -44,7 +45,7 @@ class Leg:
 
     Attributes:
         phase: Its `steps` are the most that it takes.
-        enough: It is over earlier where all its tasks are right so often (of the warm-up: of labels named and in view, both).
+        enough: It is over earlier where all its tasks are right so often (of the warm-up: labels named).
         encoder: Factor of the encoder's learning rate. What a fresh language model sends back would wipe out what the
             encoder has learned: after 350 steps at the full rate no label could be read off it any more.
         batch: Factor of the pictures per step: small batches go further where a new skill has to be found.
@@ -60,8 +61,8 @@ SMALL = (*SMALL_GRIDS, *GRIDS)
 LOOK = ("read", "color", "shape")
 READ = ("read", "read", "read", *LOOK)
 SIGHT = (
-    Leg(Phase(500, False, 4, (6, 12), step=14, scales=(1,))),
-    Leg(Phase(4000, False, 4, (4, 12), scales=(1,)), 0.65),
+    Leg(Phase(500, False, 4, (8, 16), step=14, scales=(1,))),
+    Leg(Phase(3000, False, 4, (8, 16), scales=(1,)), 0.95),
 )
 """The encoder alone."""
 FIRST = Phase(
@@ -93,55 +94,21 @@ ANSWERS = (
 """Everything, by its answers. The learning rate falls in the last leg only."""
 
 
-WHOLE = (0, 0, CELLS, CELLS)
+class Names(nn.Module):
+    """Says what is in view, in the warm-up only: of a patch of `CELL` px which colour, shape, label and value, of a tile from
+    its [CLS] which things and labels."""
 
-
-def part_of_tile(rng: np.random.Generator) -> Box:
-    """(left, top, right, bottom), in visual tokens, of a random part of a tile: half of it at least."""
-    while True:
-        width, height = (int(rng.integers(2, CELLS + 1)) for _ in range(2))
-        if width * height >= CELLS**2 // 2:
-            left, top = (int(rng.integers(CELLS - side + 1)) for side in (width, height))
-            return left, top, left + width, top + height
-
-
-def in_view(scene: Scene, parts: list[Box]) -> tuple[np.ndarray, np.ndarray]:
-    """What is in view of a part of each tile: (T, THINGS + LABELS) float32, 1 where it is; and 0 where that is not clear.
-
-    A sign is in view with three quarters of it, and is not with a tenth.
-    """
-    columns = scene.grid[0]
-    wanted = np.zeros((len(parts), len(THINGS) + len(LABELS)), np.float32)
-    sure = np.ones_like(wanted)
-
-    def show(box: Box, *names: int) -> None:
-        tile = tile_of(box, columns)
-        x, y = TILE * (tile % columns), TILE * (tile // columns)
-        left, top, right, bottom = (CELL * side for side in parts[tile])
-        width = min(right, box[2] - x) - max(left, box[0] - x)
-        height = min(bottom, box[3] - y) - max(top, box[1] - y)
-        seen = max(width, 0) * max(height, 0) / ((box[2] - box[0]) * (box[3] - box[1]))
-        for name in names:
-            if seen >= 0.75:
-                wanted[tile, name], sure[tile, name] = 1, 1
-            elif seen > 0.1 and not wanted[tile, name]:
-                sure[tile, name] = 0
-
-    for sign in (*scene.signs, *scene.tags):
-        show(sign.box, THINGS.index((sign.color, sign.shape)), len(THINGS) + LABELS.index(sign.label))
-    if scene.table is not None:
-        show(scene.table.box, THINGS.index(("", "table")))
-        for row, texts in enumerate(scene.table.rows):
-            for text in texts:
-                show(scene.table.row_box(row), len(THINGS) + LABELS.index(text))
-    return wanted, sure
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.cell = nn.Linear(width, sum(len(words) + 1 for words in NAMES.values()))
+        self.view = nn.Linear(width, len(THINGS) + len(LABELS))
 
 
 class Pupil:
     """A juror in training.
 
     Attributes:
-        heads: Name what is in view, one of the mean and one of [CLS]; used in the warm-up only.
+        names: Names what is in view; thrown away after the warm-up.
     """
 
     def __init__(self, juror: Juror, seed: int) -> None:
@@ -149,7 +116,7 @@ class Pupil:
         self.processor = juror.processor(self.tokenizer)
         self.model = juror.build(self.tokenizer, seed)
         vision = self.model.config.vision_config
-        self.heads = nn.ModuleList([nn.Linear(vision.hidden_size, len(THINGS) + len(LABELS)) for _ in range(2)])
+        self.names = Names(vision.hidden_size)
         self._prefixes: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     @property
@@ -160,7 +127,7 @@ class Pupil:
             (any(part in name for part in encoder) and "merger" not in name, p) for name, p in self.model.named_parameters()
         ]
         return {
-            "encoder": [p for is_encoder, p in named if is_encoder] + list(self.heads.parameters()),
+            "encoder": [p for is_encoder, p in named if is_encoder] + list(self.names.parameters()),
             "rest": [p for is_encoder, p in named if not is_encoder],
         }
 
@@ -186,31 +153,26 @@ class Pupil:
             self._prefixes[grid] = ids[0], positions
         return self._prefixes[grid]
 
-    def see(self, lesson: Lesson, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
-        """The loss of the warm-up: what is in view of [CLS] (the tile) and of the mean over a part of it, half of it at least.
+    def see(self, lesson: Lesson) -> tuple[Tensor, dict[str, float]]:
+        """The loss of the warm-up: what the last states of the encoder show, patch by patch, and of the tile, from [CLS].
 
-        By the mean over whole tiles alone, the encoder spreads what it sees over all of their patches: what a sign's label
-        is could be read off another sign's patches as well as off its own, and no question about two signs be answered.
+        Before the projector: the mean over the encoder's own patches of 28 px. What is named by the mean over larger parts
+        gets smeared over all of them: another sign's label could be read off a sign's patches as well as its own.
         """
         cells, cls = self.juror.cells(self.encode(lesson).last_hidden_state, len(lesson.scenes), lesson.scenes[0].grid)
-        columns, rows = lesson.scenes[0].grid
-        parts = [part_of_tile(rng) for _ in range(columns * rows)]
-        inside = torch.zeros(len(parts), CELLS, CELLS)
-        for mask, (left, top, right, bottom) in zip(inside, parts, strict=True):
-            mask[top:bottom, left:right] = 1
-        inside = inside.flatten(1)[..., None]
-        means = (cells[:, : len(parts)] * inside).sum(dim=2) / inside.sum(dim=1)
-        pooled = [(means, parts), *([] if cls is None else [(cls[:, : len(parts)], [WHOLE] * len(parts))])]
-        loss, same = cells.new_zeros(()), []
-        for head, (states, shown) in zip(self.heads, pooled, strict=False):
-            seen = [in_view(scene, shown) for scene in lesson.scenes]
-            wanted, sure = (torch.from_numpy(np.stack(both)) for both in zip(*seen, strict=True))
-            views = head(states)
-            each = F.binary_cross_entropy_with_logits(views, wanted, weight=sure, reduction="none")
-            loss = loss + each[..., : len(THINGS)].mean() + 2 * each[..., len(THINGS) :].mean()  # labels are slowest to learn
-            named, there = (views > 0)[..., len(THINGS) :] & (sure > 0)[..., len(THINGS) :], wanted[..., len(THINGS) :] > 0
-            same.append(((named & there).sum() / (named | there).sum().clamp(min=1)).item())
-        return loss, {"see": loss.item(), "labels": same[0]}
+        tokens, _, views, _ = (torch.from_numpy(np.stack(part)) for part in zip(*map(label, lesson.scenes), strict=True))
+        parts = self.names.cell(cells[:, : tokens.shape[1]]).split([len(words) + 1 for words in NAMES.values()], dim=-1)
+        loss, right = cells.new_zeros(()), 0.0
+        for name, part, wanted in zip(NAMES, parts, tokens.unbind(dim=-1), strict=True):
+            weight = part.new_ones(part.shape[-1])
+            weight[0] = 0.3  # most patches show nothing
+            loss = loss + F.cross_entropy(part.flatten(0, -2), wanted.flatten(), weight, ignore_index=-100)
+            if name == "label":
+                right = (part.argmax(dim=-1) == wanted)[wanted > 0].float().mean().item()
+        if cls is not None:
+            seen = self.names.view(cls[:, : tokens.shape[1]])
+            loss = loss + 4 * F.binary_cross_entropy_with_logits(seen, views[:, : tokens.shape[1]])
+        return loss, {"see": loss.item(), "labels": right}
 
     def states(self, lesson: Lesson) -> Tensor:
         """(B, questions * BLOCK, D): last states of the packed questions, each at the positions it has alone."""
@@ -284,13 +246,13 @@ def train(
     if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         pupil.model.load_state_dict(saved["model"])
-        pupil.heads.load_state_dict(saved["heads"])
+        pupil.names.load_state_dict(saved["names"])
         optimizer.load_state_dict(saved["optimizer"])
         rng.bit_generator.state = json.loads(saved["rng"])
         state, averages = saved["state"], saved["averages"]
 
     def keep() -> None:
-        whole = {"model": pupil.model.state_dict(), "heads": pupil.heads.state_dict(), "optimizer": optimizer.state_dict()}
+        whole = {"model": pupil.model.state_dict(), "names": pupil.names.state_dict(), "optimizer": optimizer.state_dict()}
         whole |= {"rng": json.dumps(rng.bit_generator.state), "state": state, "averages": averages}
         torch.save(whole, checkpoint.with_suffix(".tmp"))
         checkpoint.with_suffix(".tmp").replace(checkpoint)
@@ -305,7 +267,7 @@ def train(
             rate = learning_rate(legs, state["leg"], state["of_leg"], peak)
             group["lr"] = rate * (leg.encoder if group["name"] == "encoder" else 1.0)
         lesson = draw_lesson(rng, pupil.tokenizer, leg.phase, round(leg.batch * tiles_per_batch))
-        loss, log = pupil.answer(lesson) if leg.phase.answers else pupil.see(lesson, rng)
+        loss, log = pupil.answer(lesson) if leg.phase.answers else pupil.see(lesson)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(weights, 1.0)

@@ -4,8 +4,11 @@ The templates are written here. What they must render is what these publish: `ch
 and -vicuna-7b-hf, llava-onevision-qwen2-0.5b-ov-hf, Qwen2-VL-2B-Instruct, Qwen3.5-35B-A3B, gemma-3-4b-it and SmolVLM-Instruct,
 and `chat_template.jinja` of GLM-4.1V-9B-Thinking, GLM-4.5V and PaddleOCR-VL, as quoted in public code; Gemma 4's, as llama.cpp
 has it; transformers' own for SmolVLM; and, by what is in use for them elsewhere, InternVL, llava-v1.6-34b-hf,
-llama3-llava-next-8b-hf, Idefics3 and Mistral's own. llava-1.5-7b-hf renders what llava-v1.6-vicuna-7b-hf does;
-Mistral-Small-3.1-24B-Instruct-2503, by what is quoted of it, has a system prompt of its own that tells the date.
+llama3-llava-next-8b-hf, Idefics3 and Mistral's own; LFM2.5-VL-450M's, as a page that runs it quotes it. GLM-4.6V is held to
+what GLM-4.5V renders: of its own no whole text is quoted, only that pictures, "/nothink" and <think></think> stand there alike;
+and MiniCPM-V 4.6 to Qwen3.5's with <|image_pad|> alone for a picture, as what is quoted of it has these in common.
+llava-1.5-7b-hf renders what llava-v1.6-vicuna-7b-hf does; Mistral-Small-3.1-24B-Instruct-2503, by what is quoted of it, has a
+system prompt of its own that tells the date.
 """
 
 
@@ -171,6 +174,7 @@ QWEN3_5 = _filled(
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n<think>\\n' }}{% endif -%}""",
     parts=_NUMBERED,
 )
+MINICPM_V_4_6 = QWEN3_5.replace("<|vision_start|><|", "<|").replace("_pad|><|vision_end|>", "_pad|>")
 GEMMA3 = """{{ bos_token }}
 {%- if messages[0].role == 'system' -%}
 {%- set system = (messages[0].content if messages[0].content is string else messages[0].content[0].text) + '\\n\\n' -%}
@@ -253,6 +257,19 @@ MISTRAL3 = _filled(
 {%- else -%}{{ raise_exception('roles') }}{%- endif -%}
 {%- endfor -%}""",
     parts=_filled(IN_ORDER, image="[IMG]", video="[IMG]"),
+)
+LFM2_VL = _filled(
+    """{{ bos_token }}
+{%- macro words(message) -%}
+{%- if message.content is string %}{{ message.content }}{% else %}@parts@{% endif -%}
+{%- endmacro -%}
+{%- if messages[0].role == 'system' -%}
+{%- if words(messages[0]) %}{{ '<|im_start|>system\\n' + words(messages[0]) + '<|im_end|>\\n' }}{% endif -%}
+{%- set messages = messages[1:] -%}
+{%- endif -%}
+{%- for message in messages -%}{{ '<|im_start|>' + message.role + '\\n' + words(message) + '<|im_end|>\\n' }}{%- endfor -%}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif -%}""",
+    parts=_filled(IN_ORDER, image="<image>", video="<image>"),
 )
 GEMMA4 = """{{ bos_token }}
 {%- if enable_thinking or tools or messages[0].role in ('system', 'developer') -%}

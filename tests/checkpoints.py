@@ -13,6 +13,8 @@ from chat_templates import (
     GLM_4_5V,
     IDEFICS3,
     INTERNVL,
+    LFM2_VL,
+    MINICPM_V_4_6,
     MISTRAL,
     MISTRAL3,
     MISTRAL_LAST,
@@ -116,6 +118,11 @@ GLM = (
     "<|image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|video|>", "<|end_of_video|>",
 )  # fmt: skip
 GLM_PICTURE = {"<|image|>": "<|image|>" * 8}
+LFM2 = (
+    "<|im_start|>", "<|im_end|>", "<image>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>", "<|img_row_1_col_1|>",
+    "<|img_row_1_col_2|>",
+)  # fmt: skip
+LFM2_PICTURE = f"<|image_start|><|img_row_1_col_1|>{TILE}<|img_row_1_col_2|>{TILE}<|img_thumbnail|>{TILE}<|image_end|>"
 PADDLE = ("</s>", "<|begin_of_sentence|>", "<|IMAGE_START|>", "<|IMAGE_PLACEHOLDER|>", "<|IMAGE_END|>")
 
 
@@ -131,6 +138,17 @@ def _glm() -> PreTrainedTokenizerFast:
 def _qwen3_5() -> PreTrainedTokenizerFast:
     plain = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
     return byte_level(*QWEN, plain=plain)
+
+
+SLICES = ("<image>", "</image>", "<slice>", "</slice>", "<image_id>", "</image_id>")
+PADS, SLICE = "<|image_pad|>" * 4, "<slice><|image_pad|><|image_pad|></slice>"
+SLICED = f"<image_id>0</image_id><image>{PADS}</image>{SLICE}{SLICE}\n{SLICE}{SLICE}"
+
+
+def _minicpm() -> PreTrainedTokenizerFast:
+    return byte_level(
+        *QWEN, *SLICES, plain=("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>")
+    )
 
 
 def _tekken() -> PreTrainedTokenizerFast:
@@ -188,6 +206,13 @@ CHECKPOINTS = {
     ),
     "glm-4.1v": Checkpoint(lambda: byte_level(*GLM), "<|image|>", GLM_4_1V, GLM_4_1V, GLM_PICTURE),
     "glm-4.5v": Checkpoint(_glm, "<|image|>", GLM_4_5V, GLM_4_5V, GLM_PICTURE, "own"),
+    "glm-4.6v": Checkpoint(_glm, "<|image|>", GLM_4_5V, GLM_4_5V, GLM_PICTURE, "own"),
+    "lfm2-vl": Checkpoint(
+        lambda: byte_level(*LFM2, bos="<|startoftext|>"), "<image>", LFM2_VL, LFM2_VL, {"<image>": LFM2_PICTURE}, "role"
+    ),
+    "minicpm-v-4.6": Checkpoint(
+        _minicpm, "<|image_pad|>", MINICPM_V_4_6, MINICPM_V_4_6, {"<|image_pad|>": SLICED}, "own", video="<|video_pad|>"
+    ),
     "paddleocr-vl": Checkpoint(
         lambda: sentencepiece(*PADDLE), "<|IMAGE_PLACEHOLDER|>", PADDLEOCR_VL, PADDLEOCR_VL,
         {"<|IMAGE_PLACEHOLDER|>": "<|IMAGE_PLACEHOLDER|>" * 8},

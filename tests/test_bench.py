@@ -1,5 +1,7 @@
 """The benchmark measures what it says."""
 
+import statistics
+
 import pytest
 import torch
 from conftest import small_model
@@ -8,13 +10,17 @@ from families import FAMILIES, encode, model_of, processor_of
 from ptp.bench import selection_cost
 from ptp.bench.clock import between, mark, timing
 from ptp.bench.costs import count_flops, peak_memory
+from ptp.bench.documents import KINDS, draw, parse_kinds
+from ptp.bench.first_token import HEADS as FIRST_TOKEN_HEADS
+from ptp.bench.first_token import measure, table
 from ptp.bench.presets import FAMILY_PRESETS, PRESETS, build
-from ptp.bench.prompt import make_prompt, picture_prompt
+from ptp.bench.prompt import cut, made_up_turn, make_prompt, picture_prompt
 from ptp.bench.rounds import compete
 from ptp.bench.selection_cost import Cost, exponent, selection_costs
 from ptp.bench.summary import HEADS, markdown, plot, tables
-from ptp.methods import METHODS
+from ptp.methods import METHODS, PyramidPruner
 from ptp.methods.parsing import parse_variants
+from ptp.testing.encoder import recording
 
 CPU = torch.device("cpu")
 TILES, TOKENS = 7, 112
@@ -95,6 +101,8 @@ def test_ratios_follow_from_the_times(measured):
     _, rows = measured
     for row in rows:
         assert row.prefill.low <= row.prefill.median <= row.prefill.high and row.decode.median > 0 and row.encode.median > 0
+        assert row.first_token.median == pytest.approx(row.encode.median + row.prefill.median)
+        assert sum(row.parts) == pytest.approx(row.first_token.median) and row.parts[0] > 0 and row.parts[2] > 0
         assert (row.select is None) == (row.method.startswith(("full", "limit")))
         if row.average_tokens == row.visual_tokens:
             assert row.over_limit == pytest.approx(row.over_bound)
@@ -112,6 +120,44 @@ def test_results_are_written(measured, tmp_path):
     assert text.count("| fastv (naive) |") == 4 and "| pyramid | 1 | 2 | 4 | 8 | 16 | 32 | 64 | 1.00 |" in text
     plot(rows, costs, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pages_have_blank_stretches_and_photographs_none():
+    for kind, drawn in {kind: draw(kind) for kind in KINDS}.items():
+        assert drawn == draw(kind), "always the same"
+        tiles = cut(drawn, 112, 12).flatten(1)
+        assert (len(tiles.unique(dim=0)) < len(tiles)) == (kind in ("page", "slide", "screenshot")), kind
+    assert parse_kinds("photographs,page") == ("photograph", "page") and set(parse_kinds("documents")) == set(KINDS) - {
+        "photograph"
+    }
+
+
+def test_first_tokens_are_of_whole_calls_with_savings_and_without():
+    model = small_model()
+    turns = {kind: made_up_turn(model.config, cut(draw(kind), 112, 6)) for kind in ("page", "photograph")}
+    found, done = {}, []
+
+    def note(now) -> None:
+        done.append(tuple(len(one.rest) for one in now.values()))
+
+    with recording(model.model.vision_tower) as seen:
+        measure(
+            model,
+            turns,
+            PyramidPruner(keep_ratio=0.25),
+            found,
+            2,
+            note,
+        )
+    assert done == [(1, 0), (1, 1), (2, 1), (2, 2)], "in turns"
+    rows = [len(call.query) for call in seen if call.module is seen[0].module]
+    assert rows == [1, 7, 4, 7, 7, 4, 7, 7, 7], "a warm-up; then without, with or with, without; nothing again"
+    for kind, encoded in (("page", 4), ("photograph", 7)):
+        one = found[kind]
+        assert (one.units, one.encoded, one.tokens) == (7, encoded, (112, 28)) and one.kept_bytes > 0
+        assert one.speed_up == pytest.approx(statistics.median(a / b for a, b in zip(one.without, one.with_all, strict=True)))
+        assert min(*one.without, *one.with_all, *one.again, *one.rest) > 0
+    assert [len(line) for line in table(found)] == [len(FIRST_TOKEN_HEADS)] * 2
 
 
 def test_growth_is_the_power_of_the_number_of_tokens():

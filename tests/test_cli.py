@@ -161,6 +161,16 @@ OTHER = {
     "bench method": (["bench", "--methods", "magic"], "Method must be one of pyramid, random"),
     "bench keep": (["bench", "--keep", "0"], "keep_ratio must be in"),
     "bench match": (["bench", "--match", "median"], "--match must be one of final, average"),
+    "bench pictures": (["bench", "--pictures", "page,cats"], "--pictures must be of documents, photographs, page"),
+    "bench pictures of two methods": (
+        ["bench", "--pictures", "page", "--methods", "pyramid,fastv", "--keep", "0.5"],
+        "--pictures measures one of --methods, got 2",
+    ),
+    "bench pictures and ratios": (["bench", "--pictures", "page"], "--pictures measures one of --keep, got 3"),
+    "bench pictures exist": (
+        ["bench", "--preset", "tiny", "--pictures", "page", "--keep", "0.5", "--out", "taken.json"],
+        "has no measurements of this. Pass --force",
+    ),
     "bench results": (["bench", "--out", "taken.html"], "--out must end in .json"),
     "demo page exists": (["demo", "--html", "taken.html"], "Pass --force"),
     "unknown command": (["sing"], "sing"),
@@ -364,7 +374,7 @@ def test_families_as_json(here):
     assert any("prune_layer" in one["limits"] for one in listed["families"] if "qwen3_5" in one["model_types"])
     reasons = {one["model_type"]: one["reason"] for one in listed["refused"]}
     assert "Q-Former" in reasons["instructblip"] and "cross-attention" in reasons["mllama"]
-    assert all(reasons[name].startswith("not built yet (") for name in ("llama4", "kimi_k25", "lfm2_vl", "cohere2_vision"))
+    assert all(reasons[name].startswith("not built yet (") for name in ("llama4", "kimi_k25", "cohere2_vision"))
     taken = {model_type for one in listed["families"] for model_type in one["model_types"]}
     assert taken and not taken & reasons.keys()
     shown = " ".join(here("models").stdout.split())
@@ -376,3 +386,24 @@ def test_what_is_refused_by_name_is_a_model_type_of_transformers():
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     assert not {name for name in REFUSED if name not in CONFIG_MAPPING_NAMES}
+
+
+def test_bench_of_pictures_goes_on_where_it_was_interrupted(folder, here):
+    """Two rounds of a page, one of a photograph: the second command adds the round that is missing, and nothing else."""
+    command = ("bench", "--preset", "tiny", "--pictures", "page,photograph", "--keep", 0.25, "--threads", 1, "--rounds", 2)
+    whole = here(*command, "--out", "first.json")
+    assert whole.returncode == 0 and "again / rest" in whole.stdout, whole.stderr
+    data = json.loads((folder / "first.json").read_text())
+    assert (folder / "first.png").read_bytes().startswith(b"\x89PNG") and "| page | 112 | 28 | 7 | 4 |" in (
+        folder / "first.md"
+    ).read_text()
+    for times in ("without", "with_all", "again", "rest"):
+        data["pictures"]["photograph"][times].pop()
+        data["pictures"]["page"][times] = [1.0, 3.0]
+    (folder / "first.json").write_text(json.dumps(data))
+    assert here(*command, "--out", "first.json").returncode == 0
+    after = json.loads((folder / "first.json").read_text())["pictures"]
+    assert after["page"]["without"] == [1.0, 3.0] and len(after["photograph"]["rest"]) == 2
+    assert after["photograph"]["without"][0] == data["pictures"]["photograph"]["without"][0]
+    other = here(*command[:-1], 3, "--out", "first.json")
+    assert other.returncode == 2 and "has no measurements of this" in other.stderr

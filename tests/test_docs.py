@@ -1,5 +1,6 @@
 """The code of the documentation runs as written, and its tables are those of docs/results."""
 
+import json
 import re
 import subprocess
 import sys
@@ -7,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from transformers import CLIPVisionConfig, VipLlavaConfig, VipLlavaForConditionalGeneration
 
 import ptp
 from ptp.adapters import ADAPTERS
 from ptp.bench.measure import encode_prompt
+from ptp.cli import main
 from ptp.testing import FAMILIES, SMALL, photo
+from ptp.tiny.demo import load_demo
 from ptp.tiny.drawing import draw_scene
 
 ROOT = Path(__file__).parents[1]
@@ -32,8 +36,29 @@ def test_the_code_runs_as_written(name, kept, capsys):
     assert f"208 -> {kept} visual tokens" in capsys.readouterr().out
 
 
+def test_the_example_of_own_questions_works(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("pyarrow")
+    text = (ROOT / "README.md").read_text()
+    (lines,) = re.findall(r"^```json\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (command,) = re.findall(r"^\.venv/bin/(ptp eval --data .*)$", text, re.MULTILINE)
+    for name, image in load_demo()[0].items():
+        image.save(tmp_path / name)
+    (tmp_path / "questions.jsonl").write_text(lines)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", command.split())
+    threads = torch.get_num_threads()
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    torch.set_num_threads(threads)
+    assert not stopped.value.code, capsys.readouterr().err
+    table = json.loads((tmp_path / "mine.json").read_text())["rows"]
+    assert len(table) == 10 and (table[0]["score"], table[0]["questions"], table[0]["answered"]) == (1.0, 3, 2)
+    for beside in ("mine.rows.jsonl", "mine.bad.jsonl"):
+        assert f"`{beside}`" in text
+
+
 def test_pages_show_the_committed_results():
-    results = [f"docs/results/{name}.md" for name in ("ablation", "models", "rivals")]
+    results = [f"docs/results/{name}.md" for name in ("ablation", "models", "rivals", "first_token")]
     pages = ["README.md", "src/ptp/tiny/weights/README.md", *results]
     command = [sys.executable, "-m", "cogapp", "--check", "-I", "docs", *pages]
     check = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

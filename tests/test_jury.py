@@ -110,34 +110,6 @@ def test_the_warm_up_looks_where_it_is_told_of(name):
             assert (cls[1] - cls[0])[0, :6].norm(dim=-1).argmax() == tile
 
 
-def test_what_is_in_view_is_what_the_part_shows():
-    """By counting pixels: three quarters of a sign are in view, a tenth is not, and between these nobody is asked."""
-    rng = np.random.default_rng(0)
-    for seed in range(20):
-        scene = draw_scene(np.random.default_rng(seed), (2, 2))
-        parts = [train.part_of_tile(rng) for _ in range(4)]
-        assert all((right - left) * (bottom - top) >= 8 for left, top, right, bottom in parts)
-        shown = np.zeros((224, 224), bool)
-        for tile, (left, top, right, bottom) in enumerate(28 * np.array(parts)):
-            y, x = 112 * (tile // 2), 112 * (tile % 2)
-            shown[y + top : y + bottom, x + left : x + right] = True
-        wanted, sure = train.in_view(scene, parts)
-        items = [(sign.box, sign.label, (sign.color, sign.shape)) for sign in (*scene.signs, *scene.tags)]
-        for row, texts in enumerate(scene.table.rows):
-            items += [(scene.table.row_box(row), text, None) for text in texts]
-        best: dict[tuple[int, int], float] = {}
-        for (left, top, right, bottom), label, thing in items:
-            tile = left // 112 + 2 * (top // 112)
-            names = [len(lessons.THINGS) + lessons.LABELS.index(label), *([lessons.THINGS.index(thing)] if thing else [])]
-            for place in ((tile, name) for name in names):
-                best[place] = max(best.get(place, 0.0), float(shown[top:bottom, left:right].mean()))
-        for place, share in best.items():
-            assert wanted[place] == (share >= 0.75) and sure[place] == (share >= 0.75 or share <= 0.1)
-        table = lessons.THINGS.index(("", "table"))
-        others = {place for place in zip(*np.nonzero(wanted), strict=True) if place[1] != table} - set(best)
-        assert not others
-
-
 def test_a_training_goes_on_where_it_stopped(tmp_path, monkeypatch):
     """Stopped after a checkpoint: the same weights as without a stop, through a change of legs."""
     monkeypatch.setattr(train, "SIGHT", (train.Leg(train.replace(SMALL, steps=2, answers=False)),))

@@ -5,6 +5,7 @@ from typing import Any, Literal, Optional
 
 import pytest
 
+from ptp import PyramidPruner
 from ptp.cli.options import build_pruner
 from ptp.methods import METHODS, parsing
 from ptp.methods.parsing import parse_variant, settings_of
@@ -111,3 +112,13 @@ def test_a_flag_that_commands_share_means_one_thing():
     assert build_pruner("hired:thumbnail_share=0.2", 0.3) == METHODS["hired"](keep_ratio=0.3, thumbnail_share=0.2)
     with pytest.raises(ValueError, match="--alpha does not apply to method 'hired'"):
         build_pruner("hired", 0.3, alpha=0.2)
+
+
+def test_the_published_form_is_written_as_a_word_and_settings_come_over_it():
+    assert parse_variant("pyramid:published").pruner(0.3) == PyramidPruner.published(keep_ratio=0.3, record_scores=False)
+    over = PyramidPruner.published(keep_ratio=0.3, prune_layer=0, record_scores=False)
+    assert parse_variant("pyramid:published:prune_layer=0").pruner(0.3) == over
+    with pytest.raises(ValueError, match=r"Settings of random are .* got 'published'"):
+        parse_variant("random:published")
+    with pytest.raises(ValueError, match="got 'published'"):
+        parse_variant("pyramid:alpha=0:published")

@@ -9,6 +9,7 @@ from conftest import embeddings, encode, picture, prompt, small_model, tokenizer
 from families import FAMILIES, model_of
 from families import encode as encode_family
 from families import picture as photo
+from families import tokenizer as family_tokenizer
 
 from ptp import Reads, Selection, Stage, TextProbe, VisionRead
 from ptp.pruner import Pruner
@@ -29,11 +30,11 @@ class Reader(Pruner):
         return Selection(kept, picture.count_per_tile(kept))
 
 
-def given(model, inputs, reads, look):
-    """What `look` finds on the pictures of a prompt, where a method reads `reads`."""
+def given(model, inputs, reads, look, words=tokenizer):
+    """What `look` finds on the pictures of a prompt, where a method reads `reads`; `words` makes the model's tokenizer."""
     seen = []
     method = type("Looks", (Reader,), {"reads": lambda self, depth: reads, "look": lambda self, p: look(p), "seen": seen})()
-    with torch.no_grad(), method(model, tokenizer()):
+    with torch.no_grad(), method(model, words()):
         model(**inputs)
     return seen
 
@@ -156,7 +157,7 @@ def test_every_family_hands_out_keys_for_its_tokens(name):
     family = FAMILIES[name]
     model, inputs = model_of(family), encode_family(family, ([photo()], "What is it?"))
     reads = Reads(vision=(VisionRead(-1, keys=True),))
-    ((keys, saliency),) = given(model, inputs, reads, lambda p: (p.vision[0].keys, p.saliency))
+    ((keys, saliency),) = given(model, inputs, reads, lambda p: (p.vision[0].keys, p.saliency), family_tokenizer)
     assert keys.shape == (len(saliency), keys.shape[1]) and keys.isfinite().all()
     assert len(keys.unique(dim=0)) > 0.8 * len(keys), "tokens differ"
 
@@ -230,9 +231,9 @@ def test_padding_moves_no_key(name):
     batch = encode_family(family, *rows)
     if name == "mistral3":  # its queries grow with their positions, and so would its states with the padding
         batch["position_ids"] = (batch["attention_mask"].cumsum(dim=1) - 1).clamp_min(0)
-    together = given(model, batch, reads, lambda p: (p.keys, p.text_keys))
+    together = given(model, batch, reads, lambda p: (p.keys, p.text_keys), family_tokenizer)
     for row, both in zip(rows, together, strict=True):
-        (alone,) = given(model, encode_family(family, row), reads, lambda p: (p.keys, p.text_keys))
+        (alone,) = given(model, encode_family(family, row), reads, lambda p: (p.keys, p.text_keys), family_tokenizer)
         for a, b in zip(alone, both, strict=True):
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 

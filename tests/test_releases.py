@@ -86,7 +86,7 @@ def _noting(function, enter, leave=lambda: None):
 def test_encoded_pictures_are_pruned_or_refused(family):
     """Releases that do not take them drop the argument, and would read image tokens as words."""
     model, inputs = model_of(family), encode(family, ([picture()], QUESTION))
-    about = ("image_sizes", "image_position_ids")
+    about = ("image_sizes", "image_position_ids", "spatial_shapes", "target_sizes")
     pixels = {name: value for name, value in inputs.items() if name.startswith("pixel") or name in about}
     text = {name: value for name, value in inputs.items() if name not in pixels}
     shown = pixels | {name: value for name, value in inputs.items() if name == "image_grid_thw"}

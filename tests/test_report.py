@@ -61,16 +61,16 @@ def test_a_page_of_any_shape_is_escaped_and_self_contained(tmp_path, size):
     evil = "<script>alert('1')</script>"
     image = dataclasses.replace(trace_of((3, 2), [0, 5, 40]), instruction=evil)
     trace = PrefillTrace(images=[image], visual_tokens=(112, 3))
-    answer = Answer(evil, evil, "no", 0.03, (112, 3), 57.5, (2048, 100), (0.1, 0.05))
+    answer = Answer(evil, evil, "no", 0.03, (112, 3), 57.5, (2048, 100), (0.1, 0.05), (0.3, 0.2))
     page = Page(evil, [answer], [(evil, [Image.new("RGB", size)], trace)], {evil: evil})
     write_page(page, tmp_path / "page.html")
     text = (tmp_path / "page.html").read_text()
     assert "<script" not in text and text.count("&lt;script&gt;") == 8
-    assert "112 → 3" in text and "100.0 → 50.0 ms" in text
+    assert "112 → 3" in text and "100.0 → 50.0 ms" in text and "300.0 → 200.0 ms" in text
     assert figure(Image.new("RGB", size), image).width == 3 * 560 + 16
 
 
 def test_pages_tell_that_answers_differ(tmp_path):
-    row = Answer("q", "a", "b", 0.5, (2, 1), 1.5, (2, 1), (1.0, 1.0))
+    row = Answer("q", "a", "b", 0.5, (2, 1), 1.5, (2, 1), (1.0, 1.0), (2.0, 2.0))
     write_page(Page("t", [row]), tmp_path / "page.html")
     assert 'class="text differs"' in (tmp_path / "page.html").read_text()

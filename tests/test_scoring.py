@@ -60,17 +60,19 @@ def test_pooling_refuses_what_is_no_square():
         scoring.pool_pixel_shuffle(torch.rand(1, 65), 2)
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (10, 6), (4, 12)])
 @pytest.mark.parametrize("grid", [(4, 3), (3, 4), (1, 3), (5, 2), (12, 1)])
-def test_thumbnail_attention_equals_counting_fine_cells(grid):
+def test_thumbnail_attention_equals_counting_fine_cells(grid, shape):
     columns, rows = grid
-    attention = torch.rand(64)
+    wide, high = shape
+    attention = torch.rand(wide * high)
     boxes = [(x / columns, y / rows, (x + 1) / columns, (y + 1) / rows) for y in range(rows) for x in range(columns)]
-    shares = scoring.thumbnail_attention(attention, torch.tensor(boxes))
-    fine, counted = 120, torch.zeros(columns * rows)  # 8, 3, 4, 5 and 12 all divide 120
+    shares = scoring.thumbnail_attention(attention, torch.tensor(boxes), (wide // 2, high // 2))
+    fine, counted = 120, torch.zeros(columns * rows)  # all sides divide 120
     for y in range(fine):
         for x in range(fine):
             tile = (y * rows // fine) * columns + x * columns // fine
-            counted[tile] += attention[(y * 8 // fine) * 8 + x * 8 // fine]
+            counted[tile] += attention[(y * high // fine) * wide + x * wide // fine]
     torch.testing.assert_close(shares, counted / counted.sum(), atol=1e-5, rtol=0)
 
 

@@ -10,7 +10,7 @@ from masking import assert_dropping_equals_masking
 from ptp import Selection
 from ptp.pruner import Pruner, Stage
 
-TILED = ("llava-next", "llava-onevision", "smolvlm", "idefics3", "ovis2", "mistral3")
+TILED = ("llava-next", "llava-onevision", "smolvlm", "idefics3", "ovis2", "mistral3", "lfm2-vl")
 MARKERS = {"smolvlm": "<fake_token_around_image>", "idefics3": "<fake_token_around_image>"}
 
 

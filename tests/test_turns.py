@@ -34,6 +34,9 @@ def both_pictures(first, second, whole):
     made = dict(whole)
     for name in first.keys() - set(MORE):
         one, other = first[name], second[name]
+        if name == "pixel_values" and "target_sizes" in first:  # one patch beside another
+            made[name] = torch.cat([one, other], dim=3)
+            continue
         if name in ("pixel_values", "pixel_attention_mask") and "image_sizes" not in first and one.dim() > 4 - ("mask" in name):
             made[name] = torch.cat([one, other], dim=1)  # tiles of a row follow each other
             continue

@@ -8,13 +8,14 @@ if TYPE_CHECKING:
     from .loader import load
     from .methods import METHODS, PyramidPruner, RandomPruner
     from .pruner import Handle, Pruner, Stage, attach
-    from .runtime import ImageTrace, Picture, Reads, TextProbe, Trace, UnsupportedCacheError, VisionRead
+    from .runtime import EncoderCache, ImageTrace, Picture, Reads, TextProbe, Trace, UnsupportedCacheError, VisionRead
     from .selection import Selection
 
 __version__ = "0.1.0"
 
 __all__ = [
     "METHODS",
+    "EncoderCache",
     "Handle",
     "ImageTrace",
     "Picture",
@@ -38,7 +39,7 @@ _HOMES = {
     "loader": ("load",),
     "methods": ("METHODS", "PyramidPruner", "RandomPruner"),
     "pruner": ("Handle", "Pruner", "Stage", "attach"),
-    "runtime": ("ImageTrace", "Picture", "Reads", "TextProbe", "Trace", "UnsupportedCacheError", "VisionRead"),
+    "runtime": ("EncoderCache", "ImageTrace", "Picture", "Reads", "TextProbe", "Trace", "UnsupportedCacheError", "VisionRead"),
     "selection": ("Selection",),
 }
 

@@ -6,6 +6,7 @@ import json
 import sys
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -29,13 +30,17 @@ from .tiny import WEIGHTS
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+NO_VIDEOS = SimpleNamespace(slice_mode=False, downsample_mode="16x")
+"""Stands for the video half of a processor that looks at it while it is built (MiniCPM-V)."""
+
+
 @cache
 def pictures_only(kind: type[ProcessorMixin]) -> Any:
-    """A processor class without its video half, which cannot be built without torchvision: pass None for it."""
+    """A processor class without its video half, which cannot be built without torchvision: pass None or `NO_VIDEOS`."""
 
     class PicturesOnly(kind):  # type: ignore[misc, valid-type]
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-            if argument_name == "video_processor" and argument is None:
+            if argument_name == "video_processor" and (argument is None or argument is NO_VIDEOS):
                 return None
             return super().check_argument_for_proper_class(argument_name, argument)
 
@@ -109,7 +114,7 @@ def load_processor(path: str) -> Any:
     wanted = set(inspect.signature(kind.__init__).parameters) - set(kind.get_attributes())
     tokenizer = AutoTokenizer.from_pretrained(path)
     parts = {"image_processor": AutoImageProcessor.from_pretrained(path), "tokenizer": tokenizer}
-    parts |= {"video_processor": None} if video else {}
+    parts |= {"video_processor": NO_VIDEOS if name == "MiniCPMV4_6Processor" else None} if video else {}
     if "feature_extractor" in kind.get_attributes():  # of models that hear, too
         parts["feature_extractor"] = AutoFeatureExtractor.from_pretrained(path)
     settings = {"chat_template": tokenizer.chat_template} | {key: value for key, value in settings.items() if key in wanted}

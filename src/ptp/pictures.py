@@ -1,5 +1,6 @@
 """Opening pictures: whatever a user hands over becomes upright 8-bit RGB, or one clear error."""
 
+import io
 import warnings
 from pathlib import Path
 from typing import BinaryIO
@@ -11,8 +12,8 @@ MIN_SIDE = 8
 MAX_STRETCH = 200
 
 
-def open_picture(path: str | Path) -> Image.Image:
-    """Open a picture file as upright RGB.
+def open_picture(source: str | Path | bytes) -> Image.Image:
+    """Open a picture, a file or its bytes, as upright RGB.
 
     EXIF rotation is applied, transparency is laid on white, CMYK and 16-bit pictures are converted, of an animation the
     first frame is taken.
@@ -21,16 +22,18 @@ def open_picture(path: str | Path) -> Image.Image:
         ValueError: the file is missing, no picture, damaged, larger than Pillow's limit of pixels, smaller than 8 pixels
             on a side, or more than 200 times longer than wide.
     """
-    path = Path(path)
+    if isinstance(source, bytes):
+        return read_picture(io.BytesIO(source), "The picture")
+    path, name = Path(source), f"Picture {str(source)!r}"
     if not path.exists():
-        raise ValueError(f"Picture {str(path)!r} does not exist. Check the path.")
+        raise ValueError(f"{name} does not exist. Check the path.")
     if path.is_dir():
-        raise ValueError(f"Picture {str(path)!r} is a directory. Name a file in it.")
+        raise ValueError(f"{name} is a directory. Name a file in it.")
     try:
         with path.open("rb") as file:
-            return read_picture(file, str(path))
+            return read_picture(file, name)
     except PermissionError as error:
-        raise ValueError(f"Picture {str(path)!r} cannot be read: permission denied. Check its permissions.") from error
+        raise ValueError(f"{name} cannot be read: permission denied. Check its permissions.") from error
 
 
 def read_picture(
@@ -39,39 +42,39 @@ def read_picture(
     """Read a picture from an open file, as `open_picture` does.
 
     Args:
-        name: What messages call it.
-        formats: Pillow's names of the formats that are tried; None is all. Some of them start other programs (EPS).
+        name: What messages begin with.
+        formats: Pillow's names of the formats that are tried; None is all. For some of them it starts other programs (EPS).
         max_pixels: Refused above, before anything is decoded; None is Pillow's own limit.
 
     Raises:
         ValueError: as `open_picture`.
     """
-    limit = min(max_pixels or Image.MAX_IMAGE_PIXELS or 0, Image.MAX_IMAGE_PIXELS or max_pixels or 0)
-    too_large = f"Picture {name!r} has more than {limit // 1_000_000} million pixels. Shrink it first."
+    limit = min(most for most in (max_pixels, Image.MAX_IMAGE_PIXELS, 2**62) if most)
+    too_large = f"{name} has more than {limit // 1_000_000} million pixels. Shrink it first."
     try:
-        if file.seek(0, 2) == 0:
-            raise ValueError(f"Picture {name!r} is empty (0 bytes). Use another copy of it.")
+        if file.seek(0, io.SEEK_END) == 0:
+            raise ValueError(f"{name} is empty (0 bytes). Use another copy of it.")
         file.seek(0)
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             image: Image.Image = Image.open(file, formats=formats)
-            if max_pixels and image.width * image.height > max_pixels:
+            if image.width * image.height > limit:  # filters of warnings are everybody's: another thread may have its own
                 raise ValueError(too_large)
             image.load()
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(too_large) from error
     except UnidentifiedImageError as error:
         known = "Pillow" if formats is None else "this page"
-        raise ValueError(f"Picture {name!r} is not a picture that {known} can read. Convert it to PNG or JPEG.") from error
+        raise ValueError(f"{name} is not a picture that {known} can read. Convert it to PNG or JPEG.") from error
     except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"Picture {name!r} is damaged ({error}). Use another copy of it.") from error
+        raise ValueError(f"{name} is damaged ({error}). Use another copy of it.") from error
     image = _to_rgb(ImageOps.exif_transpose(image))
     short, long = sorted(image.size)
-    size = f"{image.width} x {image.height} pixels"
+    shown = f"{image.width} x {image.height} pixels"
     if short < MIN_SIDE:
-        raise ValueError(f"Picture {name!r} must be at least {MIN_SIDE} pixels on each side, got {size}. Enlarge it.")
+        raise ValueError(f"{name} must be at least {MIN_SIDE} pixels on each side, got {shown}. Enlarge it.")
     if long > MAX_STRETCH * short:
-        raise ValueError(f"Picture {name!r} must be at most {MAX_STRETCH} times longer than wide, got {size}. Cut it up.")
+        raise ValueError(f"{name} must be at most {MAX_STRETCH} times longer than wide, got {shown}. Cut it up.")
     return image
 
 

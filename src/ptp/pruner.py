@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from .adapters import Adapter, adapter_for
 from .conversation import InstructionFinder, reader
 from .errors import UnsupportedModelError
-from .runtime import Engine, Picture, Reads, Setup, TextProbe, Trace, VisionRead
+from .runtime import EncoderCache, Engine, Picture, Reads, Savings, Setup, TextProbe, Trace, VisionRead
 from .selection import Selection, check_keep_ratio, check_share, total_budget
 
 _attached: "weakref.WeakSet[Any]" = weakref.WeakSet()
@@ -99,7 +99,14 @@ class Pruner:
 
     @contextmanager
     def __call__(
-        self, model: PreTrainedModel, processor: Any | None = None, instruction: str | Sequence[str] | Tensor | None = None
+        self,
+        model: PreTrainedModel,
+        processor: Any | None = None,
+        instruction: str | Sequence[str] | Tensor | None = None,
+        *,
+        merge_tiles: bool = True,
+        skip_layers: bool = True,
+        reuse: int | EncoderCache = 0,
     ) -> Iterator[Trace]:
         """Prune every prefill of `model` inside the context; on exit, also after an exception, nothing remains.
 
@@ -110,6 +117,16 @@ class Pruner:
             instruction: Which words of the prompt are the instruction, where it is not the user's last turn: the words
                 themselves, one text per batch row, or a mask (B, S) of the prompt's tokens. None finds the turn by the chat
                 template.
+            merge_tiles: Encode tiles with the same pixels once, where the encoder takes tiles one by one. The last bits of the
+                others may change, as they do in any batch of another size.
+            skip_layers: Leave out layers of the encoder behind the last that feeds the language model.
+            reuse: Keep encoded pictures, in up to so many bytes, for the next question about them while the context lasts; 0
+                keeps none. An `EncoderCache` outlasts the context, and other pruners use it, too. It serves calls without
+                gradients (`generate`; others under torch.no_grad() or torch.inference_mode()).
+
+        Of these three none applies while the encoder trains or somebody else's hook listens to it, and of the last two neither
+        where output_hidden_states or output_attentions are asked for. An output of `get_image_features` has no
+        last_hidden_state where layers were left out, and from the cache only what the model itself reads of it.
 
         Yields:
             The `Trace` of the newest prefill.
@@ -118,7 +135,7 @@ class Pruner:
             UnsupportedModelError: the model cannot be pruned exactly.
             ValueError: a setting does not fit the model, or it is already being pruned.
         """
-        handle = attach(model, self, processor, instruction)
+        handle = attach(model, self, processor, instruction, merge_tiles=merge_tiles, skip_layers=skip_layers, reuse=reuse)
         try:
             yield handle.trace
         finally:
@@ -148,14 +165,22 @@ def attach(
     pruner: Pruner,
     processor: Any | None = None,
     instruction: str | Sequence[str] | Tensor | None = None,
+    *,
+    merge_tiles: bool = True,
+    skip_layers: bool = True,
+    reuse: int | EncoderCache = 0,
 ) -> Handle:
     """Prune every prefill of `model` from now on, until `handle.remove()`. Arguments and errors as `Pruner.__call__`."""
     model = _without_peft(model)
     adapter = adapter_for(model, reader(model, processor))
-    stages, reads = _checked_stages(pruner, adapter), _checked_reads(pruner, adapter)
+    stages, reads = _checked_stages(pruner, adapter), checked_reads(pruner, adapter.vision_depth)
     reads_instruction = reads.probe is not None and reads.probe.rows == "instruction"
     finder = InstructionFinder.of(model, processor, instruction) if reads_instruction else None
-    engine = Engine(model, Setup(adapter, pruner, reads, finder, stages))
+    if type(reuse) is bool or not isinstance(reuse, int | EncoderCache) or (isinstance(reuse, int) and reuse < 0):
+        EncoderCache.refuse(reuse)
+    own = EncoderCache(reuse) if isinstance(reuse, int) and reuse else None
+    savings = Savings(merge_tiles, skip_layers, reuse if isinstance(reuse, EncoderCache) else own)
+    engine = Engine(model, Setup(adapter, pruner, reads, finder, stages, savings), own)
     with _attaching:
         if adapter.core in _attached:
             raise ValueError("The model is already being pruned. Leave that context, or call remove() on its handle, first.")
@@ -206,8 +231,9 @@ def _checked_stages(pruner: Pruner, adapter: Adapter) -> tuple[Stage, ...]:
     return stages
 
 
-def _checked_reads(pruner: Pruner, adapter: Adapter) -> Reads:
-    depth, name = adapter.vision_depth, type(pruner).__name__
+def checked_reads(pruner: Pruner, depth: int) -> Reads:
+    """What a method reads of an encoder of `depth` layers; ValueError where that is none of them, or no `Reads`."""
+    name = type(pruner).__name__
     reads = pruner.reads(depth)
     if not isinstance(reads, Reads):
         raise ValueError(f"{name}.reads must return a Reads, got {reads!r}. Return Reads(vision=(VisionRead(-1),)), say.")

@@ -57,15 +57,20 @@ def received_attention(queries: Tensor, keys: Tensor, scale: float | None = None
     speak for all, one from each stretch of the same length, and the cost grows linearly with P. All of them cost as much as
     half of the layer's attention: a fifth of a whole prefill where a picture is encoded in one piece.
     """
-    patches = queries.shape[2]
-    if patches > 2 * RECEIVED_FROM:
-        chance = torch.rand(RECEIVED_FROM, generator=torch.Generator().manual_seed(0))  # always the same
-        places = ((torch.arange(RECEIVED_FROM) + chance) * patches / RECEIVED_FROM).long()
+    if (places := speakers(queries.shape[2])) is not None:
         queries = queries[:, :, places.to(queries.device)]
     scale = scale or queries.shape[-1] ** -0.5
     # Tile by tile: no copy of the keys (see `cls_attention`), and one tile's weights fit into the processor's cache.
     tiles = zip(queries.float(), keys.float(), strict=True)
     return torch.stack([(q @ k.mT * scale).softmax(dim=-1).mean(dim=(0, 1)) for q, k in tiles])
+
+
+def speakers(patches: int) -> Tensor | None:
+    """(`RECEIVED_FROM`,) the patches that speak for so many in `received_attention`, always the same; None is all of them."""
+    if patches <= 2 * RECEIVED_FROM:
+        return None
+    chance = torch.rand(RECEIVED_FROM, generator=torch.Generator().manual_seed(0))
+    return ((torch.arange(RECEIVED_FROM) + chance) * patches / RECEIVED_FROM).long()
 
 
 def attention_logits(queries: Tensor, keys: Tensor, scale: float | None = None) -> Tensor:
@@ -107,30 +112,32 @@ def pool_pixel_shuffle(scores: Tensor, factor: int) -> Tensor:
     return blocks.mean(dim=(2, 4)).flatten(1)
 
 
-def thumbnail_attention(thumbnail: Tensor, boxes: Tensor) -> Tensor:
+def thumbnail_attention(thumbnail: Tensor, boxes: Tensor, sides: tuple[int, int] = (1, 1)) -> Tensor:
     """Region saliency: the share of the thumbnail's [CLS] attention that falls on the area of each tile.
 
     Args:
-        thumbnail: (P,) attention of the thumbnail's [CLS] to its patches, a square in raster order.
+        thumbnail: (P,) attention of the thumbnail's [CLS] to its patches, in raster order.
         boxes: (T, 4) left, top, right, bottom of the tiles, as fractions of the picture. A patch that several tiles share
             is split by area.
+        sides: Columns and rows of the thumbnail's patches, or both over a common factor.
 
     Returns:
         (T,) float32 shares; they sum to 1.
 
     Our reconstruction of the region level of PTP (arXiv 2509.15704): the default source, see docs/results.
     """
-    mass = tile_sums(thumbnail, boxes)
+    mass = tile_sums(thumbnail, boxes, sides)
     return mass / mass.sum().clamp_min(torch.finfo(mass.dtype).tiny)
 
 
-def tile_sums(scores: Tensor, boxes: Tensor) -> Tensor:
+def tile_sums(scores: Tensor, boxes: Tensor, sides: tuple[int, int] = (1, 1)) -> Tensor:
     """(T,) float32 sums of a thumbnail's patch scores over the area of each tile, of either sign. Arguments as
     `thumbnail_attention`'s."""
-    side = round(len(scores) ** 0.5)
-    square, boxes = scores.float().view(side, side), boxes.to(scores.device)
-    down, across = _overlap(boxes[:, [1, 3]], side), _overlap(boxes[:, [0, 2]], side)  # (T, side) each
-    return ((down @ square) * across).sum(dim=1)
+    factor = round((len(scores) / (sides[0] * sides[1])) ** 0.5)
+    columns, rows = factor * sides[0], factor * sides[1]
+    raster, boxes = scores.float().view(rows, columns), boxes.to(scores.device)
+    down, across = _overlap(boxes[:, [1, 3]], rows), _overlap(boxes[:, [0, 2]], columns)  # (T, rows), (T, columns)
+    return ((down @ raster) * across).sum(dim=1)
 
 
 def _overlap(intervals: Tensor, patches: int) -> Tensor:

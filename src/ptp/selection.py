@@ -156,7 +156,9 @@ def keep_best(scores: Tensor, sizes: Sequence[int], budgets: Sequence[int]) -> T
     best_first = scores.argsort(descending=True, stable=True)
     order = best_first[tile[best_first].argsort(stable=True)]  # tile after tile, best first
     rank = torch.arange(len(scores), device=scores.device) - (counts[0].cumsum(0) - counts[0])[tile]
-    return order[rank < counts[1][tile]].sort().values
+    kept = torch.zeros_like(scores, dtype=torch.uint8).scatter_(0, order, (rank < counts[1][tile]).to(torch.uint8))
+    total = sum(min(pair) for pair in zip(sizes, budgets, strict=True))  # known here: a mask as an index would be waited for
+    return kept.argsort(descending=True, stable=True)[:total]
 
 
 def even_budgets(sizes: Sequence[int], total: int) -> list[int]:

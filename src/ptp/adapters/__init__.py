@@ -10,8 +10,10 @@ from .gemma3 import Gemma3Adapter
 from .gemma4 import Gemma4Adapter
 from .glm4v import Glm4vAdapter
 from .internvl import InternVLAdapter
+from .lfm2_vl import Lfm2VlAdapter
 from .llava import LlavaAdapter
 from .llava15 import Llava15Adapter
+from .minicpmv4_6 import MiniCPMV46Adapter
 from .ovis2 import Ovis2Adapter
 from .paddleocr_vl import PaddleOCRVLAdapter
 from .pixtral import PixtralAdapter
@@ -34,6 +36,8 @@ ADAPTERS: list[type[Adapter]] = [
     Llava15Adapter,
     PixtralAdapter,
     Gemma4Adapter,
+    Lfm2VlAdapter,
+    MiniCPMV46Adapter,
 ]
 """Families, in the order they are listed."""
 

@@ -36,6 +36,11 @@ class Tile:
         """Visual tokens of the tile."""
         return self.columns * self.rows
 
+    @property
+    def sides(self) -> tuple[int, int]:
+        """(columns, rows)."""
+        return self.columns, self.rows
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -157,6 +162,9 @@ class Adapter(ABC):
         text: The language model.
         image_token_id: The id that stands for a visual token of a picture in a prompt.
         has_cls: Whether index 0 of a vision sequence is [CLS].
+        independent_tiles: Whether the encoder's arguments and outputs are batches of tiles, (T, ...) tensors, none of which
+            sees another: tiles with the same pixels are then encoded once. `heads`, `by_unit` and `embed` must be the defaults,
+            or do without their `about`.
         read: Gives the text of a list of ids; empty where the tokenizer is not known. `adapter_for` sets it.
         line_ends: Whether what stands among a picture's visual tokens ends the run before it; if not, it opens the one behind
             it, as tile markers do.
@@ -174,6 +182,7 @@ class Adapter(ABC):
     saliency: ClassVar[str]
     limits: ClassVar[str] = ""
     line_ends: ClassVar[bool] = False
+    independent_tiles: bool = False
     late_features: tuple[str, str] | None = None
     both_ways: tuple[str, tuple[str, ...]] = ("token_type_ids", ("full_attention", "sliding_attention"))
     core: Any
@@ -235,6 +244,11 @@ class Adapter(ABC):
         split = [states.unflatten(-1, (heads, -1)).transpose(1, 2) for states in (queries, keys)]
         return [(split[0], split[1])]
 
+    def received_heads(self, layer: int, queries: Tensor, keys: Tensor, about: Any) -> list[tuple[Tensor, Tensor]]:
+        """The same where only what patches receive is asked for: queries that do not speak (`scoring.speakers`) may be left
+        out, where it takes time to make them."""
+        return self.heads(layer, queries, keys, about)
+
     def by_unit(self, layer: int, rows: Sequence[Tensor], about: Any) -> list[Tensor]:
         """(P,) patch scores of each unit, in the order that `pool` takes them, from a score row per pair of `heads`."""
         return list(rows)
@@ -246,6 +260,22 @@ class Adapter(ABC):
     def shrink(self, pixels: Tensor, about: Any) -> list[Tensor]:
         """A few pixels of each unit, from what the encoder takes: pictures are told apart by them."""
         return list(F.interpolate(pixels.float(), size=(PIXELS_SIDE, PIXELS_SIDE), mode="area").unbind())
+
+    def unread_layers(self, inputs: Mapping[str, Any]) -> Sequence[nn.Module]:
+        """Layers behind the last that feeds the language model, and nobody reads: each takes states and gives such back.
+
+        Args:
+            inputs: Arguments of the encoding method; they may ask for another layer than usual.
+        """
+        return ()
+
+    def unread_outputs(self, inputs: Mapping[str, Any]) -> tuple[str, ...]:
+        """Names of what the encoder puts out and the model does not read: it is not kept for the next time.
+
+        Args:
+            inputs: As of `unread_layers`.
+        """
+        return ()
 
     @property
     def layers(self) -> Any:

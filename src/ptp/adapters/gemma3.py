@@ -24,6 +24,7 @@ class Gemma3Adapter(Adapter):
     regions = "one tile each; so are crops"
     saliency = "received"
     has_cls = False
+    independent_tiles = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         config = model.config

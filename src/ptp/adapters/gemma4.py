@@ -1,7 +1,7 @@
 """Gemma 4 in the Hugging Face format (`Gemma4ForConditionalGeneration`): pictures and videos; sound is refused."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import UnsupportedModelError
+from ..scoring import speakers
 from .base import Adapter, Modality, QueryKey, Span
 from .packed import Grid, grids_of, region_means, spans_of
 from .text import Part, TextModel
@@ -95,21 +96,33 @@ class Gemma4Adapter(Adapter):
 
     def vision_attention(self, layer: int) -> QueryKey:
         attention = self.vision.encoder.layers[layer].self_attn
-        return QueryKey(attention.q_proj, attention.k_proj, self.vision.config.num_attention_heads, attention.scaling)
+        return QueryKey(attention.q_norm, attention.k_norm, self.vision.config.num_attention_heads, attention.scaling)
 
     def vision_embeddings(self) -> nn.Module:
         return self.vision.encoder.layers[-1]
 
-    def heads(self, layer: int, queries: Tensor, keys: Tensor, about: list[Grid]) -> list[tuple[Tensor, Tensor]]:
-        """One pair per picture or frame, without its padding; keys are repeated where heads share them."""
+    def received_heads(self, layer: int, queries: Tensor, keys: Tensor, about: list[Grid]) -> list[tuple[Tensor, Tensor]]:
+        return self.heads(layer, queries, keys, about, speakers)
+
+    def heads(
+        self, layer: int, queries: Tensor, keys: Tensor, about: list[Grid],
+        asked: Callable[[int], Tensor | None] = lambda patches: None,
+    ) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
+        """One pair per picture or frame, without its padding, of normed (units, L, H, D); keys are repeated where heads
+        share them."""
         attention, modeling = self.vision.encoder.layers[layer].self_attn, sys.modules[type(self.vision).__module__]
+
+        def turned(heads: Tensor, places: Tensor) -> Tensor:
+            cos, sin = self.vision.encoder.rotary_emb(heads, places[None])
+            return modeling.apply_multidimensional_rope(heads[None], cos, sin, places[None]).transpose(1, 2)
+
         pairs = []
         for unit, grid in enumerate(units_of(about)):
-            places = raster(grid.rows, grid.columns, queries.device)[None]
-            q, k = (states[unit, None, : places.shape[1]].unflatten(-1, (-1, attention.head_dim)) for states in (queries, keys))
-            q, k = attention.q_norm(q), attention.k_norm(k)
-            turned = self.vision.encoder.rotary_emb(q, places)
-            q, k = (modeling.apply_multidimensional_rope(states, *turned, places).transpose(1, 2) for states in (q, k))
+            places = raster(grid.rows, grid.columns, queries.device)
+            chosen = asked(len(places))
+            rows = slice(len(places)) if chosen is None else chosen.to(queries.device)
+            k = turned(keys[unit, : len(places)], places)
+            q = turned(queries[unit, rows], places[rows])
             pairs.append((q, k.repeat_interleave(attention.num_key_value_groups, dim=1)))
         return pairs
 

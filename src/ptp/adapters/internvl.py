@@ -31,6 +31,7 @@ class InternVLAdapter(Adapter):
     regions = "tiles and thumbnail; videos: frames"
     saliency = "[CLS]"
     has_cls = True
+    independent_tiles = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.config = model.config
@@ -89,6 +90,11 @@ class InternVLAdapter(Adapter):
     def vision_attention(self, layer: int) -> QueryKey:
         attention = self.vision.encoder.layer[layer].attention
         return QueryKey(attention.q_norm, attention.k_norm, attention.num_heads, attention.scale)
+
+    def unread_outputs(self, inputs: Mapping[str, Any]) -> tuple[str, ...]:
+        """The last layer is read behind the norm, where no other is asked for."""
+        asked = inputs.get("vision_feature_layer")
+        return ("hidden_states",) if (self.config.vision_feature_layer if asked is None else asked) == -1 else ()
 
     def vision_embeddings(self) -> nn.Module:
         layer = self.config.vision_feature_layer

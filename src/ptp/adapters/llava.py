@@ -48,6 +48,7 @@ class LlavaAdapter(Adapter):
     regions = "tiles and thumbnail (OneVision, several pictures: whole)"
     saliency = "[CLS] / received"
     line_ends = True
+    independent_tiles = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.config = config = model.config
@@ -150,6 +151,10 @@ class LlavaAdapter(Adapter):
             begin, end = ((tile * size + (end - tile * self.side) * patch - pad) / shown for end in ends)
             found.append((first, last, begin, end))
         return found
+
+    def unread_layers(self, inputs: Mapping[str, Any]) -> Sequence[nn.Module]:
+        usual = inputs.get("vision_feature_layer") in (None, self.config.vision_feature_layer)
+        return self.vision.encoder.layers[self.vision_depth :] if usual else ()
 
     def vision_embeddings(self) -> nn.Module:
         return self.vision.encoder.layers[self.vision_depth - 1]

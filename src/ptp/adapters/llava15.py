@@ -23,6 +23,7 @@ class Llava15Adapter(Adapter):
     model_types = ("llava",)
     regions = "one tile (with Pixtral: windows)"
     saliency = "[CLS] (SigLIP, Pixtral: received)"
+    independent_tiles = True
 
     def __new__(cls, model: PreTrainedModel) -> Any:
         """Of a Pixtral: its own adapter."""
@@ -65,6 +66,10 @@ class Llava15Adapter(Adapter):
         layout = tiled((1, 1), self.side, self.side, thumbnail=False)
         shares = share_out(tokens, [layout.tokens] * len(pixels))
         return [Span(row, places, (unit,), layout) for unit, (row, places) in enumerate(shares)]
+
+    def unread_layers(self, inputs: Mapping[str, Any]) -> Sequence[nn.Module]:
+        usual = inputs.get("vision_feature_layer") in (None, self.layer)
+        return self.vision.encoder.layers[self.vision_depth :] if usual else ()
 
     def vision_embeddings(self) -> nn.Module:
         return self.vision.encoder.layers[self.vision_depth - 1]

@@ -28,6 +28,7 @@ class Ovis2Adapter(Adapter):
     regions = "tiles and thumbnail"
     saliency = "received"
     has_cls = False
+    independent_tiles = True
 
     def __init__(self, model: Any):
         config = model.config

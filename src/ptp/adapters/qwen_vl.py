@@ -34,6 +34,7 @@ class QwenVLAdapter(Adapter):
         self.core = model.model
         self.vision = self.core.visual
         self.vision_depth = len(self.vision.blocks)
+        self.rotary, self.modeling = self.vision.rotary_pos_emb, sys.modules[type(self.vision).__module__]
         self.text = TextModel(self.core.language_model, self.family)
         self.image_token_id, self.video_token_id = config.image_token_id, config.video_token_id
         self.merge = config.vision_config.spatial_merge_size
@@ -67,9 +68,8 @@ class QwenVLAdapter(Adapter):
         places = get_vision_position_ids(sizes_of(about, queries.device), self.merge)
         if self.windowed:
             places = places.view(-1, self.merge**2, 2)[self._windows(about, queries.device)[0]].flatten(0, 1)
-        cos, sin = vision_rotary(self.vision.rotary_pos_emb, q, places)
-        modeling = sys.modules[type(self.vision).__module__]
-        q, k = modeling.apply_rotary_pos_emb_vision(q, k, cos, sin)
+        cos, sin = vision_rotary(self.rotary, q, places)
+        q, k = self.modeling.apply_rotary_pos_emb_vision(q, k, cos, sin)
         if layer in self.whole_blocks:
             return pairs_of(q, k, lengths_of(about))
         return pairs_of(q, k, self._windows(about, queries.device)[1].diff().tolist())

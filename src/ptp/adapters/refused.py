@@ -23,13 +23,11 @@ REFUSED: dict[str, str] = {
     "chameleon": _CODEBOOK,
     "emu3": _CODEBOOK,
     "gemma3n": "its vision encoder is timm's MobileNet, in which no layer attends over patches as saliency is read",
-    "minicpmv4_6": _UNBUILT.format("its encoder merges patches between its layers, and its processor needs torchvision"),
     "granite4_vision": _UNBUILT.format("Q-Formers in windows of the picture fill its visual tokens at several layers"),
     "kimi_k25": _UNBUILT.format("its caches hold latents (deepseek_v3), and its processor needs torchvision"),
     "llama4": _UNBUILT.format(
         "its layers without rotary positions scale queries by their positions, counted in the shortened sequence"
     ),
     "cohere2_vision": _UNBUILT.format("it has sliding windows, and its processor needs torchvision"),
-    "lfm2_vl": _UNBUILT.format("its processor needs torchvision"),
 }
 """Reasons by `config.model_type`; a registered adapter for one of them is asked first."""

@@ -24,6 +24,7 @@ class SmolVLMAdapter(Adapter):
     regions = "tiles and thumbnail"
     saliency = "received"
     has_cls = False
+    independent_tiles = True
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.config = model.config

@@ -1,6 +1,6 @@
 """The language-model half of every family: its layers, their queries and keys, their rotary positions."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -15,7 +15,8 @@ WINDOWED = ("gemma3_text", "gemma4_text")
 
 class TextModel:
     """A decoder whose layers are normed by input_layernorm and attend by q_proj / k_proj (/ q_norm / k_norm per head), or one
-    qkv_proj, with rotary positions. Its name does not matter: that it attends so is measured (`text_check.check_rows`).
+    qkv_proj, with rotary positions. Its name does not matter: that it attends so is measured (`text_check.check_rows`). A
+    subclass may say that its norms go by other names.
 
     Args:
         model: The module that receives `inputs_embeds`, `attention_mask`, `position_ids`.
@@ -27,16 +28,21 @@ class TextModel:
         attending: Numbers of the layers that attend. The others, in hybrid models, hand a state on from token to token: a token
             that left is not in it, and padding between tokens would be.
         window: Tokens that its sliding-window layers see; None where there are none.
+        layer_norm, head_norm, final_norm: Names of the norm before a layer's projections, of those of its heads ("{}" is the
+            part; there need be none), and of the one behind the last layer.
         shares_from: The first of the layers that look at keys and values of an earlier one; None where there are none.
 
     Raises:
         UnsupportedModelError: a part is missing, or it attends in windows and is not one of `WINDOWED`.
     """
 
+    layer_norm: ClassVar[str] = "input_layernorm"
+    head_norm: ClassVar[str] = "{}_norm"
+    final_norm: ClassVar[str] = "norm"
     shares_from: int | None = None
 
     def __init__(self, model: Any, family: str) -> None:
-        check_parts(model, family)
+        check_parts(model, family, self.layer_norm)
         config = model.config
         layers = getattr(config, "layer_types", None) or ()
         narrow = [kind for kind in ("sliding_attention", "chunked_attention") if kind in layers]
@@ -62,7 +68,7 @@ class TextModel:
 
     def normed(self, layer: int, hidden: Tensor) -> Tensor:
         """What the projections of a layer are given of its input."""
-        return self.layers[layer].input_layernorm(hidden)
+        return getattr(self.layers[layer], self.layer_norm)(hidden)
 
     def shared(self, layer: int) -> str | None:
         """The name under which a layer finds the keys and values of an earlier one; None where it has its own."""
@@ -74,7 +80,7 @@ class TextModel:
 
     def last_norm(self, hidden: Tensor) -> Tensor:
         """What the norm behind the last layer makes of hidden states (..., D)."""
-        return self.model.norm(hidden)
+        return getattr(self.model, self.final_norm)(hidden)
 
     def reach(self, layer: int) -> int | None:
         """Tokens that a layer sees, itself among them; None is all."""
@@ -98,7 +104,7 @@ class TextModel:
             states = states[:, start : start + (own if part == "q" else shared)]
         elif part == "q" and states.shape[1] == 2 * self.config.num_attention_heads:
             states = states[:, ::2]  # a gate follows the query of each head
-        norm = getattr(attention, f"{part}_norm", None)
+        norm = getattr(attention, self.head_norm.format(part), None)
         return states if norm is None else norm(states)
 
     def rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -50,8 +50,11 @@ def modeling_of(layer: Any) -> Any:
     return sys.modules[type(layer.self_attn).__module__]
 
 
-def check_parts(model: Any, family: str) -> None:
+def check_parts(model: Any, family: str, layer_norm: str = "input_layernorm") -> None:
     """Whether a text model has what is read of it; of layers that do not attend (in hybrid models) nothing is.
+
+    Args:
+        layer_norm: Name of the norm before a layer's projections.
 
     Raises:
         UnsupportedModelError: it names what is missing.
@@ -59,18 +62,18 @@ def check_parts(model: Any, family: str) -> None:
     attending = [(number, layer) for number, layer in enumerate(getattr(model, "layers", ())) if hasattr(layer, "self_attn")]
     lacks = "" if attending else "layers with self_attn"
     for number, layer in attending:
-        lacks = lacks or _lacking(number, layer)
+        lacks = lacks or _lacking(number, layer, layer_norm)
     if lacks:
         kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         raise UnsupportedModelError(
-            f"{family} with text model {kind!r} is not supported: it has no {lacks}. Decoder layers must have input_layernorm "
+            f"{family} with text model {kind!r} is not supported: it has no {lacks}. Decoder layers must have {layer_norm} "
             "and self_attn with q_proj and k_proj (or one qkv_proj), head_dim, scaling and rotary positions."
         )
 
 
-def _lacking(number: int, layer: Any) -> str:
-    if not hasattr(layer, "input_layernorm"):
-        return f"input_layernorm in layer {number}"
+def _lacking(number: int, layer: Any, layer_norm: str) -> str:
+    if not hasattr(layer, layer_norm):
+        return f"{layer_norm} in layer {number}"
     attention = layer.self_attn
     parts = ("qkv_proj",) if hasattr(attention, "qkv_proj") else ("q_proj", "k_proj", "v_proj")
     if getattr(attention, "is_kv_shared_layer", False):  # it looks at the keys and values of an earlier layer

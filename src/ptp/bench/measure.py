@@ -17,6 +17,8 @@ from ..pruner import Pruner
 from ..runtime import Trace
 from .clock import seconds
 
+FIRST_TOKEN_ROUNDS = 3
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -25,13 +27,15 @@ class Comparison:
     Attributes:
         full, pruned: The answers.
         trace: Of the pruned prefill.
-        encode: Seconds the vision encoder took (the same in both).
+        first_token: (full, pruned) median seconds from the pixels to the first token: encoder, selection, prefill.
+        encode: Seconds the vision encoder took, under the pruner.
         prefill: (full, pruned) median seconds of the language model's prefill, selection included.
     """
 
     full: str
     pruned: str
     trace: Trace
+    first_token: tuple[float, float]
     encode: float
     prefill: tuple[float, float]
 
@@ -66,20 +70,29 @@ def compare(
     max_new_tokens: int = 64,
     rounds: int = 5,
 ) -> Comparison:
-    """Answer a question with all visual tokens and pruned, and time both prefills in interleaved rounds.
+    """Answer a question with all visual tokens and pruned, and time both in interleaved rounds.
+
+    The answers are the warm-up of what is timed first: whole calls, from the pixels to the first token. Then the prefills
+    alone, of pictures encoded already.
 
     Args:
         pictures: May be empty: then nothing is pruned.
-        rounds: Timed rounds after one warm-up; the median counts.
+        rounds: Timed rounds of the prefill after one warm-up; the median counts.
     """
     inputs = encode_prompt(processor, pictures, question, model)
     with pruner(model, processor) as trace:
         pruned = answer(model, processor, inputs, max_new_tokens)
     full = answer(model, processor, inputs, max_new_tokens)
+    whole: tuple[list[float], list[float]] = ([], [])
+    for _ in range(FIRST_TOKEN_ROUNDS):
+        both: tuple[Any, Any] = (contextlib.nullcontext(), pruner(model, processor))
+        for measured, context in zip(whole, both, strict=True):
+            with context:
+                measured.append(seconds(lambda: int(model(**inputs, logits_to_keep=1).logits[0, -1].argmax()), model.device))
     encode = 0.0
     encoder: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     if pictures:
-        wanted = inspect.signature(model.get_image_features).parameters
+        wanted = inspect.signature(model.model.get_image_features).parameters
         shown = {name: value for name, value in inputs.items() if name in wanted}
         with pruner(model, processor):
             features: list[Any] = []
@@ -92,4 +105,5 @@ def compare(
             with encoder(), context:
                 measured.append(seconds(lambda: model(**inputs, logits_to_keep=1), model.device))
     before, after = (statistics.median(measured[1:]) for measured in times)
-    return Comparison(full, pruned, trace, encode, (before, after))
+    first = statistics.median(whole[0]), statistics.median(whole[1])
+    return Comparison(full, pruned, trace, first, encode, (before, after))

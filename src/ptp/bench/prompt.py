@@ -8,15 +8,18 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from ..adapters import Adapter, Span, adapter_for
 from ..conversation import InstructionFinder
+from ..conversation.tokenizer import reader
 from ..evaluation.encoding import EncoderReader
 from ..pruner import Pruner
 from ..runtime import VisionRead
 from ..runtime.picture import Vision
 from ..runtime.structure import structure_of
 from ..runtime.vision import SIGNALS, picture_of, read_attention, resolve
+from ..tiny.model import IMAGE_MEAN, IMAGE_STD
 
 TEXT_BEFORE, QUESTION = 8, 32
 OPENING, CLOSING, AROUND_IMAGE = (7, 8), 9, (10, 11)
@@ -32,7 +35,7 @@ class Prompt:
     """One picture and a question about it, encoded.
 
     Attributes:
-        model, adapter: What it is for.
+        model, adapter: What it is for. processor: The model's, where one made the prompt.
         inputs: What the model is called with besides `encoded`: ids (1, S), and what its positions come from.
         positions: (1, S), or (3, 1, S), of all tokens.
         pictures: What `get_image_features` is called with.
@@ -51,6 +54,7 @@ class Prompt:
     span: Span
     instruction: Tensor
     signal: Callable[[], Any]
+    processor: Any | None = None
 
     @property
     def ids(self) -> Tensor:
@@ -87,10 +91,56 @@ class Prompt:
         )
         made = {"inputs_embeds": embeddings[:, places], "position_ids": self.positions[..., places]}
         text = self.adapter.text
+        if text.window is not None:
+            made["attention_mask"] = self._masks(places, text.window)
         if getattr(text.config, "hidden_size_per_layer_input", 0):  # Gemma 4 looks these up by ids, and padding for pictures
             words = self.ids.masked_fill(self.adapter.visual_tokens(self.ids), text.config.pad_token_id)
             made["per_layer_inputs"] = text.model.get_per_layer_inputs(words)[:, places]
         return made
+
+    def _masks(self, places: Tensor, window: int) -> dict[str, Tensor | None]:
+        """What each kind of layer sees of the tokens at some places (S',), by its name; None is all that came before.
+
+        As the pruned model has it: windows count places in the whole prompt, and the picture's tokens see each other both ways
+        where they do so. Left alone, transformers would read other masks off places with gaps.
+        """
+        config, both_ways = self.adapter.text.config, self.adapter.both_ways[1]
+        floats = config._attn_implementation == "eager"
+        behind, image = places[:, None] - places, self.adapter.visual_tokens(self.ids)[0, places]
+        masks: dict[str, Tensor | None] = {}
+        for name, reach in (("full_attention", None), ("sliding_attention", window)):
+            seen = (behind >= 0) | (image[:, None] & image) if name in both_ways else behind >= 0
+            seen = (seen if reach is None else seen & (behind < reach))[None, None]
+            masks[name] = seen
+            if floats:
+                dtype = self.model.dtype
+                masks[name] = torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)
+            elif reach is None and name not in both_ways:
+                masks[name] = None
+        return masks
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A user turn with one picture, not yet encoded.
+
+    Attributes:
+        inputs: Ids (1, S), and what their positions come from. pictures: What the encoder is given.
+        asked: (1, S) bool, the question's tokens.
+    """
+
+    inputs: Mapping[str, Tensor]
+    pictures: Mapping[str, Tensor]
+    asked: Tensor
+
+    def on(self, model: Any) -> "Turn":
+        """The same on a model's device, pictures in its dtype."""
+        inputs = {name: value.to(model.device) for name, value in self.inputs.items()}
+        pictures = {
+            name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+            for name, value in self.pictures.items()
+        }
+        return Turn(inputs, pictures, self.asked.to(model.device))
 
 
 @torch.inference_mode()
@@ -100,16 +150,35 @@ def make_prompt(model: Any, tiles: int, pruners: Sequence[Pruner]) -> Prompt:
     Args:
         pruners: The encoder is read for all of them.
     """
-    config, generator = model.config, torch.Generator().manual_seed(0)
+    config = model.config
+    height, width = config.vision_config.image_size
+    shape = (tiles, config.vision_config.num_channels, height, width)
+    return _encoded(model, None, made_up_turn(config, torch.randn(shape, generator=torch.Generator().manual_seed(0))), pruners)
+
+
+def cut(picture: Image.Image, side: int, most: int) -> Tensor:
+    """(T, 3, side, side) tiles of a picture and its thumbnail, as InternVL's image processor makes them, `most` at most."""
+    processor = GotOcr2ImageProcessorPil(
+        size={"height": side, "width": side},
+        crop_to_patches=True,
+        min_patches=1,
+        max_patches=most,
+        image_mean=list(IMAGE_MEAN),
+        image_std=list(IMAGE_STD),
+    )
+    return processor(picture, return_tensors="pt")["pixel_values"]
+
+
+def made_up_turn(config: Any, pixels: Tensor) -> Turn:
+    """A turn for an InternVL, its words made up, with a picture of (T, 3, height, width) tiles."""
+    generator, tiles = torch.Generator().manual_seed(0), len(pixels)
     words = torch.randint(FIRST_WORD, LAST_WORD, (TEXT_BEFORE + QUESTION,), generator=generator).tolist()
     image = [config.image_token_id] * (tiles * config.image_seq_length)
     opened, closed = AROUND_IMAGE
     ids = [*words[:TEXT_BEFORE], *OPENING, opened, *image, closed, *words[TEXT_BEFORE:], CLOSING, closed]
     asked = torch.zeros(1, len(ids), dtype=torch.bool)
     asked[:, -2 - QUESTION : -2] = True
-    height, width = config.vision_config.image_size
-    pixels = torch.randn(tiles, config.vision_config.num_channels, height, width, generator=generator)
-    return _encoded(model, {"input_ids": torch.tensor([ids])}, {"pixel_values": pixels}, asked, pruners)
+    return Turn({"input_ids": torch.tensor([ids])}, {"pixel_values": pixels}, asked)
 
 
 @torch.inference_mode()
@@ -122,23 +191,24 @@ def picture_prompt(
         encode: (picture, question) -> model inputs. side: Width of the picture in pixels; it is 4 : 3.
     """
     noise = torch.randint(256, (side * 3 // 4, side, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    made = encode(Image.fromarray(noise.numpy()), ASKED)
+    return _encoded(model, processor, picture_turn(model, processor, encode, Image.fromarray(noise.numpy())), pruners)
+
+
+def picture_turn(
+    model: Any, processor: Any, encode: Callable[[Image.Image, str], Mapping[str, Tensor]], picture: Image.Image
+) -> Turn:
+    """A turn for any family, with a picture made ready by its processor; `encode` as of `picture_prompt`."""
+    made = encode(picture, ASKED)
     inputs = {name: value for name, value in made.items() if name in PROMPT_INPUTS and name != "attention_mask"}
     pictures = {name: value for name, value in made.items() if name not in PROMPT_INPUTS}
     ids = made["input_ids"]
     asked = InstructionFinder.of(model, processor).mask(ids, torch.ones_like(ids).bool(), adapter_for(model).visual_tokens(ids))
-    return _encoded(model, inputs, pictures, asked, pruners)
+    return Turn(inputs, pictures, asked)
 
 
-def _encoded(
-    model: Any, inputs: Mapping[str, Tensor], pictures: Mapping[str, Tensor], asked: Tensor, pruners: Sequence[Pruner]
-) -> Prompt:
-    adapter, seen = adapter_for(model), dict[str, Tensor]()
-    inputs = {name: value.to(model.device) for name, value in inputs.items()}
-    pictures = {
-        name: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
-        for name, value in pictures.items()
-    }
+def _encoded(model: Any, processor: Any | None, turn: Turn, pruners: Sequence[Pruner]) -> Prompt:
+    adapter, seen, turn = adapter_for(model, reader(model, processor)), dict[str, Tensor](), turn.on(model)
+    inputs, pictures = turn.inputs, turn.pictures
     last = adapter.vision_attention(adapter.vision_depth - 1)
     taps = [
         module.register_forward_hook(lambda m, a, output, name=name: seen.update({name: output}))
@@ -161,7 +231,7 @@ def _encoded(
         inputs = {**inputs, "image_grid_thw": pictures["image_grid_thw"]}
         positions = adapter.core.get_rope_index(**inputs)[0]
     signal = partial(_signal, adapter, span, vision, seen["query"], seen["key"])
-    return Prompt(model, adapter, inputs, positions, pictures, encoded, span, asked.to(model.device), signal)
+    return Prompt(model, adapter, inputs, positions, pictures, encoded, span, turn.asked, signal, processor)
 
 
 def _signal(adapter: Adapter, span: Span, vision: Vision, queries: Tensor, keys: Tensor) -> Any:

@@ -32,6 +32,8 @@ class Row:
 
     Attributes:
         method: Its name. keep_ratio: What was asked for.
+        first_token: Time to the first token: the encoder's median and each round's prefill together.
+        read: Scoring in the encoder, as far as it is in `select`.
         visual_tokens: After the last stage. average_tokens: Averaged over the language model's layers.
         structure_tokens: Line ends and tile markers after the last stage.
         encode: The vision encoder, with what the method reads there.
@@ -48,6 +50,8 @@ class Row:
 
     method: str
     keep_ratio: float
+    first_token: Timing
+    read: float
     visual_tokens: int
     average_tokens: float
     structure_tokens: int
@@ -62,6 +66,12 @@ class Row:
     over_limit: float
     over_bound: float
     select_share: float
+
+    @property
+    def parts(self) -> tuple[float, float, float]:
+        """Seconds of the encoder, of scoring and selection, and of the rest: `first_token` in all."""
+        select = self.select.median if self.select else 0.0
+        return self.encode.median - self.read, select, self.prefill.median - (select - self.read)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +166,8 @@ class Contest:
         usual = self.model.config._attn_implementation
         encoder = contextlib.nullcontext() if encoding else encoded_already(self.model, self.prompt.encoded)
         with encoder:
-            handle = attach(self.model, contender.pruner, instruction=self.prompt.instruction) if contender.pruner else None
+            told = (self.prompt.processor, self.prompt.instruction)
+            handle = attach(self.model, contender.pruner, *told) if contender.pruner else None
             try:
                 if contender.naive:
                     self.model.set_attn_implementation("eager")
@@ -241,13 +252,16 @@ class Contest:
         ours = [spent + signals for spent in contender.prefill]
         bound = [statistics.mean(fed[count][r] for count in contender.tokens) for r in rounds]
         select = timing([spent + signals for spent in contender.select]) if contender.select else None
+        encode = encoders[self.read_by(contender)]
         return Row(
             method=contender.name,
             keep_ratio=contender.keep_ratio,
+            first_token=timing([encode.median + spent for spent in contender.prefill]),
+            read=signals,
             visual_tokens=contender.tokens[-1],
             average_tokens=statistics.mean(contender.tokens),
             structure_tokens=contender.structure,
-            encode=encoders[self.read_by(contender)],
+            encode=encode,
             select=select,
             prefill=timing(contender.prefill),
             decode=timing(contender.decode),

@@ -19,7 +19,7 @@ from ..runtime import Picture, Setup, VisionRead
 from ..runtime.gather import take
 from ..runtime.incoming import Held
 from ..runtime.picture import Vision
-from ..runtime.prefill import Prefill
+from ..runtime.prefill import Host, Prefill
 from ..runtime.remaining import Remaining
 from ..runtime.text import TextReader
 from ..runtime.vision import picture_of, read_attention, read_keys, resolve
@@ -162,4 +162,6 @@ def _prefill(setup: Setup, signals: Signals) -> Prefill:
     asked[:, -rows:] = True
     places = asked[0].nonzero()[:, 0][None]
     held = Held(0, is_token[:, :0], signals.ids[:, :0])
-    return Prefill(setup, signals.ids, is_token, {}, asked, places, asked[:, -rows:], None, held, Remaining(is_token))
+    host = Host.of(signals.ids, is_token, asked)
+    remaining = Remaining(is_token, host.is_token)
+    return Prefill(setup, signals.ids, is_token, {}, asked, places, asked[:, -rows:], None, held, remaining, host)

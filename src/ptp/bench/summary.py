@@ -2,19 +2,21 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .rounds import FULL, LIMIT, NAIVE, Row
 from .selection_cost import Cost, exponent
 
 HEADS = {
-    "prefill": ["method", "keep", "tokens", "average", "structure", "prefill", "speed-up", "/ limit", "/ bound"],
+    "prefill": ["method", "keep", "first token", "tokens", "average", "structure", "prefill", "speed-up", "/ limit", "/ bound"],
     "costs": ["method", "keep", "encode", "select", "per token", "TFLOP", "peak MiB", "KV MiB"],
 }
-NOTES = """Times in milliseconds, medians of interleaved rounds (of the prefill: and half its interquartile range). `tokens`:
-visual tokens after the last stage; `average`: averaged over the language model's layers; `structure`: line ends and tile
-markers beside them, which the limits keep, too. `encode`: the vision encoder, with
-what the method reads there; `select`: scoring and selection; `prefill`: of the language model, with what is scored and
-selected in it; `per token`: each output token. `speed-up` of the prefill, scoring in the encoder counted against it.
+NOTES = """Times in milliseconds, medians of interleaved rounds (of the prefill: and half its interquartile range). `first
+token`: the time to it, encoder, selection and prefill together. `tokens`: visual tokens after the last stage; `average`:
+averaged over the language model's layers; `structure`: line ends and tile markers beside them, which the limits keep, too.
+`encode`: the vision encoder, with what the method reads there; `select`: scoring and selection; `prefill`: of the language
+model, with what is scored and selected in it; `per token`: each output token. `speed-up` of the prefill, scoring in the encoder
+counted against it.
 `/ limit`: ours over the model fed only the tokens of the last stage, chosen for free; `/ bound`: over the mean over layers of
 the model fed the tokens that each layer has; both are medians over rounds of ratios within a round. `peak`: memory the prefill
 holds beyond weights and prompt; `KV`: the cache after it."""
@@ -33,7 +35,7 @@ def _prefill(row: Row) -> list[str]:
     spread = f"{_ms(row.prefill.median)} ±{50 * (row.prefill.high - row.prefill.low) / row.prefill.median:.0f} %"
     ratios = ["", ""] if row.method in (FULL, LIMIT) else [f"{row.over_limit:.3f}", f"{row.over_bound:.3f}"]
     tokens = [f"{row.visual_tokens:,}", f"{row.average_tokens:,.0f}", f"{row.structure_tokens:,}"]
-    return [*_name(row), *tokens, spread, f"{row.speed_up:.2f}x", *ratios]
+    return [*_name(row), _ms(row.first_token.median), *tokens, spread, f"{row.speed_up:.2f}x", *ratios]
 
 
 def _costs(row: Row) -> list[str]:
@@ -51,8 +53,8 @@ def markdown(rows: Sequence[Row], costs: Sequence[Cost], keep_ratio: float) -> s
     both = tables(rows)
     return "\n\n".join(
         [
-            _table(HEADS["prefill"], both["prefill"]),
-            _table(HEADS["costs"], both["costs"]),
+            markdown_table(HEADS["prefill"], both["prefill"]),
+            markdown_table(HEADS["costs"], both["costs"]),
             NOTES,
             f"Selection alone at keep {keep_ratio:g}, in milliseconds, by the number of visual tokens (made-up pictures;\n"
             "a method that takes seconds gets no larger one), and the power of that number it grows with:",
@@ -69,24 +71,27 @@ def selection_table(costs: Sequence[Cost]) -> str:
         found = {cost.visual_tokens: f"{1000 * cost.seconds:.3g}" for cost in chosen}
         power = exponent(chosen)
         table.append([method, *(found.get(count, "") for count in tokens), "" if power is None else f"{power:.2f}"])
-    return _table(["method", *(f"{count:,}" for count in tokens), "power"], table)
+    return markdown_table(["method", *(f"{count:,}" for count in tokens), "power"], table)
 
 
 def _by_method(costs: Sequence[Cost]) -> dict[str, list[Cost]]:
     return {method: [c for c in costs if c.method == method] for method in dict.fromkeys(cost.method for cost in costs)}
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     return "\n".join("| " + " | ".join(line) + " |" for line in (heads, ["---"] * len(heads), *rows))
 
 
 def plot(rows: Sequence[Row], costs: Sequence[Cost], path: Path) -> None:
-    """Prefill time against visual tokens with the limit drawn in; cost of selection against visual tokens. As PNG."""
+    """Time to the first token by part; prefill time against visual tokens with the limit drawn in; cost of selection against
+    visual tokens. As PNG."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 5), layout="constrained")
-    prefill, selection = figure.subplots(1, 2)
+    figure = Figure(figsize=(18, 5), layout="constrained")
+    first, prefill, selection = figure.subplots(1, 3)
+    _stack(first, [row for row in rows if row.method != LIMIT and not row.method.endswith(NAIVE)])
     methods = list(dict.fromkeys(r.method for r in rows if r.method not in (FULL, LIMIT) and not r.method.endswith(NAIVE)))
     color = {name: colormaps["tab10" if len(methods) <= 10 else "tab20"](number) for number, name in enumerate(methods)}
     marker = {name: "os^vDPX*<>"[number % 10] for number, name in enumerate(methods)}
@@ -108,6 +113,20 @@ def plot(rows: Sequence[Row], costs: Sequence[Cost], path: Path) -> None:
     _draw_linear(selection, costs)
     figure.legend(*prefill.get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
     figure.savefig(path, format="png", dpi=120)
+
+
+def _stack(axes: Any, rows: Sequence[Row]) -> None:
+    """Bars of the time to the first token: encoder, scoring and selection, the rest of the prefill."""
+    names, left = [f"{row.method} {row.keep_ratio:.2g}" for row in rows], [0.0] * len(rows)
+    kinds = (("encoder", "0.75"), ("scoring and selection", "C3"), ("prefill and first token", "C0"))
+    for number, (label, color) in enumerate(kinds):
+        widths = [row.parts[number] for row in rows]
+        axes.barh(names, widths, left=left, color=color, label=label)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("time to the first token (s)")
+    axes.tick_params(axis="y", labelsize=max(4, min(9, 160 // max(len(rows), 1))))
+    axes.legend(frameon=False, fontsize="small")
 
 
 def _draw_linear(axes: object, costs: Sequence[Cost]) -> None:

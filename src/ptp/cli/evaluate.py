@@ -1,20 +1,18 @@
 """`ptp eval`: accuracy of a model per task, method and keep ratio."""
 
-import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from ..adapters import adapter_for
 from ..evaluation import Cell, Examiner, batches, draw_sample, plan
 from ..evaluation.baselines import DOWNSAMPLE
+from ..evaluation.metrics import METRICS
 from ..evaluation.results_file import read_cells, to_json
 from ..evaluation.samples import SPLITS
 from ..evaluation.summary import comma_separated, markdown, overview, per_task, plot, rows
@@ -23,7 +21,21 @@ from ..methods.parsing import parse_variants
 from ..selection import check_keep_ratio
 from ..tiny import WEIGHTS
 from ..tiny.difficulty import read_difficulty
-from .options import check_match, check_suffix, check_writable, parse_ratios, provenance, titled, told_ratios, write_whole
+from .evaluate_data import evaluate_data
+from .evaluate_suite import evaluate_suite
+from .options import (
+    check_match,
+    check_suffix,
+    check_writable,
+    model_identity,
+    parse_ratios,
+    provenance,
+    refuse_given,
+    show_table,
+    titled,
+    told_ratios,
+    write_whole,
+)
 
 SUFFIXES = (".json", ".md", ".csv", ".png")
 
@@ -51,15 +63,44 @@ def evaluate(
         Path | None, typer.Option(help="Write NAME.json, .md, .csv and .png (give NAME.json); the same command resumes.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Start again and overwrite existing results.")] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Questions of your own instead: parquet, .jsonl or .csv with columns image, question, (answer)."),
+    ] = None,
+    metric: Annotated[str, typer.Option(help=f"How --data's answers are judged: {', '.join(METRICS)}.")] = "contains",
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows of --data, or of each task of --suite, at most.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer to --data, in tokens.")] = 32,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="Benchmarks by lmms-eval instead: paper, telling, or its tasks, comma-separated."),
+    ] = None,
+    include_path: Annotated[Path | None, typer.Option(help="Directory of lmms-eval tasks of your own, for --suite.")] = None,
+    judge: Annotated[bool, typer.Option("--judge", help="Run tasks of --suite that a judge model scores, too.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions of --suite answered at a time.")] = 1,
 ) -> None:
     """Measure accuracy on fresh pictures: the same ones for every method. Several models write NAME-MODEL.json and so on."""
     for one in _models_in(model):
         asked = dict(methods=methods, keep=keep, match=match, tasks=tasks, samples=samples, seed=seed, split=split)
+        asked |= dict(data=data, metric=metric, limit=limit, max_new_tokens=max_new_tokens)
+        asked |= dict(suite=suite, include_path=include_path, judge=judge, batch_size=batch_size)
         own = out and out.with_name(f"{out.stem}-{one.name}{out.suffix}")
         Console().print(str(one), highlight=False, markup=False)
         evaluate(**asked, model=str(one), device=device, threads=threads, out=own, force=force)  # type: ignore[arg-type]
     if _models_in(model):
         return
+    of_drawn = {"--tasks": tasks != "all", "--samples": samples != 500, "--seed": seed != 0, "--split": split != "report"}
+    of_data = {"--metric": metric != "contains", "--max-new-tokens": max_new_tokens != 32}
+    of_suite = {"--include-path": include_path, "--judge": judge, "--batch-size": batch_size != 1}
+    if data is not None:
+        refuse_given(of_drawn | of_suite | {"--suite": suite}, "--data")
+        evaluate_data(data, methods, keep, match, metric, limit, max_new_tokens, model, device, threads, out, force)
+        return
+    if suite is not None:
+        refuse_given(of_drawn | of_data, "--suite")
+        chosen = (methods, keep, match, limit, batch_size, model, device, threads, out, force)
+        evaluate_suite(suite, include_path, judge, *chosen)
+        return
+    refuse_given(of_data | of_suite | {"--limit": limit}, "drawn pictures")
     difficulty = read_difficulty(WEIGHTS if model is None else Path(model))
     names = list(difficulty.tasks) if tasks == "all" else list(dict.fromkeys(tasks.split(",")))
     for name in names:
@@ -76,7 +117,7 @@ def evaluate(
     for ratio in ratios:
         check_keep_ratio(ratio)
     settings: dict[str, Any] = {"tasks": names, "methods": list(contenders), "keep": ratios, "samples": samples}
-    settings |= {"seed": seed, "split": split, "match": match, "model": _identity(model)}
+    settings |= {"seed": seed, "split": split, "match": match, "model": model_identity(model)}
     done: list[Cell] = []
     if out is not None:
         check_suffix(out, SUFFIXES)
@@ -111,13 +152,8 @@ def evaluate(
                 complete = [c for c in cells[: number + 1] if c.right]
                 _save(out, settings, complete, names)
     table = rows(cells, names)
-    for heads, *lines in (overview(table), per_task(table, names)):
-        view = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
-        for column in heads:
-            view.add_column(column, justify="left" if column == "method" else "right")
-        for line in lines:
-            view.add_row(*line)
-        console.print(view)
+    for lines in (overview(table), per_task(table, names)):
+        show_table(lines, console)
     if out is not None:
         about = _save(out, settings, cells, names)
         text = titled(f"Accuracy of {'the embedded model' if model is None else model}", markdown(table, names), about)
@@ -141,17 +177,3 @@ def _models_in(model: str | None) -> list[Path]:
     if model is None or not Path(model).is_dir() or (Path(model) / "config.json").exists():
         return []
     return sorted(path.parent for path in Path(model).glob("*/config.json"))
-
-
-def _identity(model: str | None) -> str:
-    """A name for the model that changes with its weights and its difficulty."""
-    directory = WEIGHTS if model is None else Path(model)
-    name = "ptp-tiny" if model is None else model
-    if not directory.is_dir():
-        return name
-    digest = hashlib.sha256()
-    for path in sorted([*directory.glob("*.safetensors"), *directory.glob("*.json")]):
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return f"{name} {digest.hexdigest()[:12]}"

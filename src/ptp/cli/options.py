@@ -1,5 +1,6 @@
 """What several subcommands share: building a pruner, checking output paths, the table of answers."""
 
+import hashlib
 import json
 import os
 import platform
@@ -23,6 +24,7 @@ from ..methods import METHODS
 from ..methods.parsing import Variant, parse_variant, settings_of
 from ..pruner import Pruner
 from ..report import Answer
+from ..tiny import WEIGHTS
 
 MATCHES = ("final", "average")
 
@@ -155,7 +157,7 @@ def answer_row(question: str, keep_ratio: float, result: Comparison) -> Answer:
     """The row of a question that was answered both ways."""
     trace = result.trace
     tokens = (trace.visual_tokens, trace.average_tokens, trace.cache_bytes)
-    return Answer(question, result.full, result.pruned, keep_ratio, *tokens, result.prefill)
+    return Answer(question, result.full, result.pruned, keep_ratio, *tokens, result.prefill, result.first_token)
 
 
 def answer_table(answers: list[Answer]) -> Table:
@@ -165,7 +167,9 @@ def answer_table(answers: list[Answer]) -> Table:
     table.add_column("Kept", justify="right", no_wrap=True)
     for column in ("Full", "Pruned"):
         table.add_column(column, overflow="fold")
-    for column in ("Visual\ntokens", "Avg. over\nlayers", "Prefill\nms", "KV cache\nKiB"):
+    late = any(a.average_tokens != a.visual_tokens[1] for a in answers)  # tokens leave behind the first layers
+    columns = ("First token\nms", "Visual\ntokens", "Avg. over\nlayers", "Prefill\nms", "KV cache\nKiB")
+    for column in columns if late else (*columns[:2], *columns[3:]):
         table.add_column(column, justify="right", no_wrap=True)
     previous = None
     for a in answers:
@@ -175,9 +179,49 @@ def answer_table(answers: list[Answer]) -> Table:
             f"{100 * a.keep_ratio:g} %",
             "" if same else escape(a.full),
             escape(a.pruned),
+            _milliseconds(a.first_token),
             "{:,} -> {:,}".format(*a.visual_tokens),
-            f"{a.average_tokens:,.0f}",
-            " -> ".join(f"{1000 * seconds:#.3g}".rstrip(".") for seconds in a.prefill),
+            *([f"{a.average_tokens:,.0f}"] if late else []),
+            _milliseconds(a.prefill),
             f"{a.cache_bytes[0] / 1024:,.0f} -> {a.cache_bytes[1] / 1024:,.0f}",
         )
     return table
+
+
+def model_identity(model: str | None) -> str:
+    """A name for the model that changes with its weights and its difficulty."""
+    directory = WEIGHTS if model is None else Path(model)
+    name = "ptp-tiny" if model is None else model
+    if not directory.is_dir():
+        return name
+    digest = hashlib.sha256()
+    for path in sorted([*directory.glob("*.safetensors"), *directory.glob("*.json")]):
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return f"{name} {digest.hexdigest()[:12]}"
+
+
+def show_table(lines: Sequence[Sequence[str]], console: Console) -> None:
+    """Print lines of text, headings first; the method's name stands left, numbers right."""
+    heads, *rest = lines
+    view = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
+    for column in heads:
+        view.add_column(column, justify="left" if column == "method" else "right")
+    for line in rest:
+        view.add_row(*line)
+    console.print(view)
+
+
+def refuse_given(flags: dict[str, Any], what: str) -> None:
+    """Raise ValueError where a flag that does not go with `what` was given.
+
+    Args:
+        flags: Whether each was.
+    """
+    for flag in [flag for flag, given in flags.items() if given]:
+        raise ValueError(f"{flag} does not go with {what}. Leave it out.")
+
+
+def _milliseconds(pair: tuple[float, float]) -> str:
+    return " -> ".join(f"{1000 * seconds:#.3g}".rstrip(".") for seconds in pair)

@@ -87,7 +87,7 @@ class InstructionFinder:
         for number, row in enumerate(rows):
             prompt = PromptText.of(self.spelling, row)
             if words is None:
-                for start, end in self._own_words(prompt):
+                for start, end in self.own_words(prompt):
                     mask[number, prompt.tokens(start, end)] = True
                 continue
             places = find_words(prompt, words[number])
@@ -115,7 +115,7 @@ class InstructionFinder:
         runs = torch.tensor_split(ids.cpu()[places], ((places[1:] - places[:-1]) > 1).nonzero()[:, 0] + 1)
         return " ".join(filter(None, (self.spelling.words(run.tolist()) for run in runs)))
 
-    def _own_words(self, prompt: PromptText) -> Iterator[tuple[int, int]]:
+    def own_words(self, prompt: PromptText) -> Iterator[tuple[int, int]]:
         """Start and end of each unbroken part of the user's words.
 
         White space at a part's ends is the template's, but spaces before a picture: those are the user's.

@@ -15,6 +15,8 @@ BRACKETED = re.compile(rf"<[^<>\n]{{1,40}}>{AHEAD}")
 BEHIND = re.compile(rf"(?<={PICTURE}[{MARKERS}])\d+(?:\.\d+ seconds)?(?=[{MARKERS}])")
 """GLM's frames have their second behind them, 3 or 3.0 seconds, before the next one or the video's end; a user who writes
 nothing but a number between two pictures is not told from that."""
+COUNTED = re.compile(rf"(?<=[{MARKERS}])\d+(?=[{MARKERS}]{{2,}}{PICTURE})")
+"""MiniCPM-V's pictures are counted between two markers, and a third one opens them."""
 LABEL = re.compile(
     rf"""(?:(?:\A|(?<=[\n{MARKERS}]))\s*{NUMBERED}             # a line of its own: Frame1:, Image-1:, Frame from 00:01:, 00:01
     | (?<=\S)[A-Z][a-z]+[-#\ ]?\d[\d.:]*\s*:                # joined to what is before it: What is this?Picture 1:
@@ -53,6 +55,6 @@ def _strings(processor: Any) -> Iterator[str]:
 
 def without_labels(text: str, sentences: re.Pattern[str]) -> str:
     """The text of a turn, as long as it was, with `CUT` in the place of labels."""
-    for pattern in (BRACKETED, BEHIND, LABEL, sentences):  # each may stand before one of those before it
+    for pattern in (BRACKETED, BEHIND, COUNTED, LABEL, sentences):  # each may stand before one of those before it
         text = pattern.sub(lambda match: CUT * len(match[0]), text)
     return text

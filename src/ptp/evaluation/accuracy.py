@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..adapters import adapter_for
 from ..adapters.internvl import InternVLAdapter
+from ..conversation import reader
 from ..errors import UnsupportedModelError
 from ..methods.parsing import Variant
 from ..pruner import Pruner
@@ -91,7 +92,7 @@ class Examiner:
 
     def __init__(self, model: Any, processor: Any, batches: Sequence[Sequence[Sample]], contenders: Sequence[Variant]) -> None:
         self.model, self.processor, self.batches = model, processor, batches
-        self.adapter = adapter_for(model)
+        self.adapter = adapter_for(model, reader(model, processor))
         pruners = []
         for contender in contenders:
             if contender.method != DOWNSAMPLE:

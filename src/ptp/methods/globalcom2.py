@@ -49,15 +49,17 @@ class GlobalCom2Pruner(ReadsVisionLayer):
         if seen is None:
             kept = keep_best(local, sizes, budgets := even_budgets(sizes, total))
             return Selection(kept, budgets, {"fused": local} if self.record_scores else {})
-        areas = torch.tensor([tile.box for tile in picture.layout.tiles[:-1]])
-        sigma = (scoring.tile_sums(seen, areas) / self.temperature).softmax(dim=0)
+        *cut, whole = picture.layout.tiles
+        areas = torch.tensor([tile.box for tile in cut])
+        sigma = (scoring.tile_sums(seen, areas, whole.sides) / self.temperature).softmax(dim=0)
         weights = (1 + sigma - sigma.mean()).tolist()
         budgets = tile_budgets([w * size for w, size in zip(weights, sizes[:-1], strict=True)], sizes, total)
-        side = round(sizes[-1] ** 0.5)
         *tiles, thumbnail = local.split(sizes)
         boxes = picture.layout.boxes[: -sizes[-1]].to(local.device)
         centers = boxes[:, :2] + boxes[:, 2:] - 1  # grid_sample counts from -1 to 1
-        view = F.grid_sample(thumbnail.view(1, 1, side, side), centers[None, None], "bilinear", "border", False).flatten()
+        view = F.grid_sample(
+            thumbnail.view(1, 1, whole.rows, whole.columns), centers[None, None], "bilinear", "border", False
+        ).flatten()
         parts = zip(tiles, view.split(sizes[:-1]), strict=True)
         scores = torch.cat([*(F.normalize(own, dim=0) + F.normalize(its, dim=0) for own, its in parts), thumbnail])
         kept = keep_best(scores, picture.sizes, budgets)

@@ -1,4 +1,4 @@
-"""Methods with settings of their own, by one word: `pyramid`, or `pyramid:alpha=0:region=uniform`.
+"""Methods with settings of their own, by one word: `pyramid`, `pyramid:alpha=0:region=uniform`, or `pyramid:published`.
 
 Every command reads methods this way. A value is what the setting's declared type makes of it.
 """
@@ -71,26 +71,36 @@ def parse_variants(text: str, others: Sequence[str] = ()) -> list[Variant]:
 
 
 def parse_variant(text: str, others: Sequence[str] = ()) -> Variant:
-    """Read one `method[:setting=value]...`. Arguments and errors as `parse_variants`."""
+    """Read one `method[:published][:setting=value]...`. Arguments and errors as `parse_variants`."""
     text = text.strip()
     method, *parts = text.split(":")
     if method not in METHODS:
         raise ValueError(f"Method must be one of {', '.join([*METHODS, *others])}, got {method!r}. Choose one of these.")
     known = settings_of(method)
     settings: dict[str, Any] = {}
-    for part in parts:
+    preset = _published(method) if parts[:1] == ["published"] else {}
+    for part in parts[bool(preset) :]:
         name, equals, value = part.partition("=")
         if name not in known or not equals:
             raise ValueError(f"Settings of {method} are {', '.join(known)}, got {part!r}. Write one as {method}:NAME=VALUE.")
         if name in settings:
             raise ValueError(f"Setting {name} of {method} is given twice in {text!r}. Leave one out.")
         settings[name] = _converted(method, name, value, known[name])
-    variant = Variant(text, method, settings)
+    variant = Variant(text, method, preset | settings)
     try:
         variant.pruner(0.5)  # a wrong value is refused before any work is done
     except ValueError as error:
         raise ValueError(f"{text}: {error}") from error
     return variant
+
+
+def _published(method: str) -> dict[str, Any]:
+    """The settings in which a method's published form differs from its defaults; empty where it is no form of its own."""
+    kind = METHODS[method]
+    if not hasattr(kind, "published"):
+        return {}
+    ours, theirs = kind(), kind.published()
+    return {name: getattr(theirs, name) for name in settings_of(method) if getattr(theirs, name) != getattr(ours, name)}
 
 
 def settings_of(method: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def overview_attention(picture: Picture, signal: VisionSignal) -> Tensor:
     """
     if signal.thumbnail is not None:
         boxes = torch.tensor([tile.box for tile in picture.layout.tiles[: picture.tiles]])
-        return scoring.thumbnail_attention(signal.thumbnail, boxes)
+        return scoring.thumbnail_attention(signal.thumbnail, boxes, picture.layout.tiles[-1].sides)
     return scoring.region_weights(scoring.split(signal.saliency, picture.sizes).sum(dim=1), None)
 
 

@@ -22,6 +22,7 @@ class Answer:
         visual_tokens, cache_bytes: (before, after).
         average_tokens: Visual tokens after, averaged over the language model's layers.
         prefill: (before, after) seconds of the language model's prefill.
+        first_token: (before, after) seconds from the pixels to the first token.
     """
 
     question: str
@@ -32,6 +33,7 @@ class Answer:
     average_tokens: float
     cache_bytes: tuple[int, int]
     prefill: tuple[float, float]
+    first_token: tuple[float, float]
 
 
 @dataclass

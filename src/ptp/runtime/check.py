@@ -9,8 +9,8 @@ from ..selection import Selection
 from .picture import Picture
 
 
-def check_selection(selection: Any, picture: Picture, budget: int, method: Any) -> Selection:
-    """What `method` chose for one picture.
+def check_selection(selection: Any, picture: Picture, budget: int, method: Any) -> Tensor:
+    """The tokens that `method` chose for one picture, (K,) int64 on the host: the one copy of them that a GPU waits for.
 
     Args:
         budget: Tokens that the stage keeps; fewer where earlier stages left fewer.
@@ -18,22 +18,25 @@ def check_selection(selection: Any, picture: Picture, budget: int, method: Any) 
     Raises:
         ValueError: it is no selection of the picture's tokens; the message has the rule, the value and the method's name.
     """
-    problem = _problem(selection, picture, budget)
+    if not isinstance(selection, Selection):
+        found = type(selection).__name__
+        raise ValueError(
+            f"{type(method).__name__}.select: must return a Selection, got {found}. Return Selection(kept, budgets)."
+        )
+    kept = selection.kept.cpu() if isinstance(selection.kept, Tensor) else selection.kept
+    problem = _problem(selection, kept, picture, budget)
     if problem:
         raise ValueError(f"{type(method).__name__}.select: {problem}")
-    return selection
+    return kept
 
 
-def _problem(selection: Any, picture: Picture, budget: int) -> str | None:
-    if not isinstance(selection, Selection):
-        return f"must return a Selection, got {type(selection).__name__}. Return Selection(kept, budgets)."
-    kept = selection.kept
+def _problem(selection: Selection, kept: Any, picture: Picture, budget: int) -> str | None:
     if not isinstance(kept, Tensor) or kept.dtype != torch.int64 or kept.dim() != 1:
         found = f"{kept.dtype} {tuple(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
         return (
             f"kept must be (K,) int64 indices into the picture's visual tokens, got {found}. Of a mask, mask.nonzero()[:, 0]."
         )
-    kept, alive = kept.cpu(), picture.alive.cpu()
+    alive = picture.alive
     wanted = min(budget, len(alive))
     if len(kept) != wanted:
         return (
@@ -42,7 +45,10 @@ def _problem(selection: Any, picture: Picture, budget: int) -> str | None:
         )
     if bool((kept.diff() <= 0).any()):
         return f"kept must ascend and hold no index twice, got {_shown(kept)}. Sort it: kept.sort().values."
-    if not bool(torch.isin(kept, alive, assume_unique=True).all()):
+    inside = not len(kept) or (int(kept[0]) >= 0 and int(kept[-1]) < picture.tokens)
+    if inside and len(alive) < picture.tokens:  # else all of them are alive
+        inside = bool(torch.isin(kept, alive.cpu(), assume_unique=True).all())
+    if not inside:
         left = f"{len(alive)} of {picture.tokens} tokens"
         return f"kept must be among picture.alive (here {left}), got {_shown(kept)}. Choose from it."
     counts = picture.count_per_tile(kept)

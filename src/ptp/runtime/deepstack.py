@@ -1,5 +1,6 @@
 """DeepStack: features of vision layers that a language model adds to visual tokens behind its first layers."""
 
+import torch
 from torch import Tensor
 
 from .prefill import Prefill
@@ -17,7 +18,6 @@ def add_late_features(prefill: Prefill, layer: int, hidden: Tensor) -> Tensor:
     mask = mask.to(places.device)
     order = (mask.flatten().cumsum(0) - 1).view_as(mask)
     visual = mask.gather(1, places) & prefill.remaining.valid
-    rows = order.gather(1, places)[visual].to(hidden.device)
-    hidden = hidden.clone()
-    hidden[visual.to(hidden.device)] += features[layer].to(hidden.device, hidden.dtype)[rows]
-    return hidden
+    rows = order.gather(1, places).clamp_min(0).to(hidden.device)  # of what is no visual token: any, it is not added
+    added = hidden + features[layer].to(hidden.device, hidden.dtype)[rows]
+    return torch.where(visual[..., None].to(hidden.device), added, hidden)

@@ -23,6 +23,7 @@ from .gather import take
 from .hooks import Hook, Shadow
 from .incoming import Incoming
 from .prefill import Prefill, Setup
+from .reuse import EncoderCache
 from .running import Running
 from .text import TextReader
 from .trace import PrefillTrace, Trace
@@ -32,10 +33,15 @@ from .vision import VisionReader
 class Engine:
     """Prunes every prefill of `model` while attached. It holds nothing of a call: that is in `running`, thread by thread."""
 
-    def __init__(self, model: PreTrainedModel, setup: Setup) -> None:
+    def __init__(self, model: PreTrainedModel, setup: Setup, cache: EncoderCache | None = None) -> None:
+        """
+        Args:
+            cache: Encoder outputs that are let go when it is detached.
+        """
+        self._cache = cache
         self.model, self.setup, self.adapter = model, setup, setup.adapter
         self.trace, self.running = Trace(), Running()
-        self.vision = VisionReader(setup.adapter, setup.reads.vision, setup.method.window, self.running)
+        self.vision = VisionReader(setup.adapter, setup.reads.vision, setup.method.window, self.running, setup.savings)
         self.text = TextReader(setup.adapter, setup.reads.probe)
         self.handles: list[RemovableHandle | Shadow] = []
 
@@ -66,6 +72,8 @@ class Engine:
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
+        if self._cache is not None:
+            self._cache.clear()
         self._forget()
 
     def _forget(self) -> None:

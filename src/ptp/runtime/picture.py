@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..adapters import Layout
 from .reads import AttentionKind
+from .trace import NOTHING_ENCODED, EncoderTrace
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Vision:
         about: What the adapter remembers of the pictures' sizes.
         window: Side in pixels of regions that are no tiles.
         tokens: Visual tokens that were put out, in all.
+        encoder: How they were come by.
     """
 
     attention: Mapping[tuple[int, AttentionKind], Sequence[Tensor]]
@@ -33,6 +35,7 @@ class Vision:
     about: Any
     window: int
     tokens: int
+    encoder: EncoderTrace = NOTHING_ENCODED
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class VisionSignal:
     """One vision layer's view of a picture: what a `VisionRead` asked for, and nothing else.
 
     Attributes:
-        thumbnail: (P,) attention of the thumbnail's patches, a square in raster order; None without a thumbnail.
+        thumbnail: (P,) attention of the thumbnail's patches, in raster order; None without a thumbnail.
     """
 
     read_saliency: Tensor | None

@@ -20,13 +20,14 @@ from ..conversation import InstructionFinder
 from ..selection import Selection
 from .cache import Record, UnsupportedCacheError, cache_bytes, compact_cache, finish_cache
 from .check import check_selection
+from .encoding import ALL_SAVINGS, Savings
 from .gather import merge, take
 from .incoming import Held, Incoming
 from .picture import Picture, Vision
 from .reads import Reads
 from .remaining import Remaining
 from .structure import Structure, structure_of
-from .trace import ImageTrace, PrefillTrace
+from .trace import NOTHING_ENCODED, EncoderTrace, ImageTrace, PrefillTrace
 
 
 class StageLike(Protocol):
@@ -56,6 +57,7 @@ class Setup:
     Attributes:
         reads: What the method reads. instruction: Finds the instruction; None where it is not read.
         stages: Where tokens leave, in layer order.
+        savings: What is saved in the encoder.
     """
 
     adapter: Adapter
@@ -63,6 +65,27 @@ class Setup:
     reads: Reads
     instruction: InstructionFinder | None
     stages: tuple[StageLike, ...]
+    savings: Savings = ALL_SAVINGS
+
+
+@dataclass(frozen=True)
+class Host:
+    """What of a prompt is read on the host.
+
+    Attributes:
+        ids: (B, S) int64. is_token, asked: (B, S) bool. counts: Asked tokens of each row.
+    """
+
+    ids: Tensor
+    is_token: Tensor
+    asked: Tensor
+    counts: list[int]
+
+    @classmethod
+    def of(cls, ids: Tensor, is_token: Tensor, asked: Tensor) -> "Host":
+        """One copy of the three."""
+        own, valid, asking = torch.stack([ids, is_token.long(), asked.long()]).cpu()
+        return cls(own, valid.bool(), asking.bool(), asking.sum(dim=1).tolist())
 
 
 @dataclass
@@ -73,16 +96,18 @@ class Prefill:
         setup: What it shares with others.
         input_ids: (B, S) the new tokens. is_token: (B, S) bool, False is padding.
         encoded: Encoder outputs that were passed, by modality. visions: What was read of those made in this call.
+        encoder: How they were come by.
         asked: (B, S) bool, the text tokens that score. asked_places: (B, R) where they are; asked_valid: (B, R).
         cache: The KV cache, None without one. held: What it held before.
         shared: Keys and values of earlier layers that later ones look at, (keys, values) by name; None without such.
         last: How many of the last tokens are wanted of the language model, where it is told; 0 is all.
         remaining: Which of the new tokens are left.
+        host: What of it is read on the host, copied there once: a GPU has nothing to wait for then.
         spans, pictures: Where the pictures are, and what may be read of them. structures: Their line ends and tile markers.
         captured: Outputs of projections in the attending layer below the next stage. captured_of: What was left there.
         inputs: (B, S, D) what the first layer was given, where it is read later.
         late: Mask (B, S) and features of DeepStack, which the runtime adds in the model's place.
-        selections: Of the newest stage. layer_tokens: Visual tokens that each layer works on.
+        selections: Of the newest stage. kept: Their tokens, on the host. layer_tokens: Visual tokens that each layer works on.
         contexts: What ends with the prefill.
     """
 
@@ -96,7 +121,9 @@ class Prefill:
     cache: Cache | None
     held: Held
     remaining: Remaining
+    host: Host
     visions: dict[str, Vision] = field(default_factory=dict)
+    encoder: EncoderTrace = NOTHING_ENCODED
     spans: list[Span] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     structures: list[Structure] = field(default_factory=list)
@@ -109,6 +136,10 @@ class Prefill:
     selections: list[Selection] = field(default_factory=list)
     layer_tokens: tuple[int, ...] = ()
     contexts: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    kept: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.held_on_host = self.held.valid.cpu(), self.held.places.cpu()
 
     @classmethod
     def begin(cls, setup: Setup, incoming: Incoming) -> "Prefill":
@@ -121,16 +152,16 @@ class Prefill:
         input_ids: Any = incoming.input_ids
         is_token, held = incoming.tokens()
         asked = _asked(setup, input_ids, is_token)
-        _check_asked(setup, input_ids, asked)
-        places, valid = _pad_rows(asked)
-        return cls(
-            setup, input_ids, is_token, incoming.encoded, asked, places, valid, incoming.cache, held, Remaining(is_token)
-        )
+        host = Host.of(input_ids, is_token, asked)
+        _check_asked(setup, host.ids, host.asked)
+        places, valid = (made.to(asked.device) for made in _pad_rows(host.asked))
+        remaining = Remaining(is_token, host.is_token)
+        return cls(setup, input_ids, is_token, incoming.encoded, asked, places, valid, incoming.cache, held, remaining, host)
 
     def see(self, found: Sequence[tuple[Span, Picture]]) -> None:
         """Take in the pictures, batch row by batch row and in prompt order."""
         self.spans, self.pictures = [span for span, _ in found], [picture for _, picture in found]
-        spare, follow = self.setup.adapter.visual_tokens(self.input_ids.cpu()), self.setup.adapter.line_ends
+        spare, follow = self.setup.adapter.visual_tokens(self.host.ids), self.setup.adapter.line_ends
         for span in self.spans:
             spare[span.row, span.positions.cpu()] = False
         self.structures = [structure_of(span, spare[span.row], follow) for span in self.spans]
@@ -144,7 +175,7 @@ class Prefill:
         self.last, shares_from = tokens, self.setup.adapter.text.shares_from
         if not tokens or shares_from is None:
             return False
-        text = self.is_token & ~self.setup.adapter.visual_tokens(self.input_ids)
+        text = self.host.is_token & ~self.setup.adapter.visual_tokens(self.host.ids)
         return tokens > 1 or not bool(text[:, -1].all()) or self.setup.stages[-1].layer >= shares_from
 
     def asked_slots(self, remaining: Remaining | None = None) -> Tensor:
@@ -162,24 +193,27 @@ class Prefill:
             (B, S'', D) of those that stay.
         """
         method = self.setup.method
-        self.selections = [check_selection(method.select(p, stage), p, stage.budget(p.tokens), method) for p in pictures]
+        self.selections = [method.select(picture, stage) for picture in pictures]
+        each = zip(self.selections, pictures, strict=True)
+        self.kept = [check_selection(s, p, stage.budget(p.tokens), method) for s, p in each]
         self._count(stage.layer)
-        stays, slots, merged = self.is_token.clone(), self.remaining.slots(), hidden
+        stays, slots, merged = self.host.is_token.clone(), self.remaining.slots(), hidden
         more = stage.layer < self.setup.stages[-1].layer  # who will be asked again has to stay
         if not more:
             self.captured.clear()
-        for span, structure, selection, picture in self._each():
-            places = span.positions.to(stays.device)
-            kept = places[selection.kept.to(places.device)]
+        for (span, structure, selection, picture), chosen in zip(self._each(), self.kept, strict=True):
+            places = span.positions.cpu()
+            kept = places[chosen]
             stays[span.row, places] = False
             stays[span.row, kept] = True
             if not method.keep_structure:
-                gone = structure.leave(selection.kept, stage.layer, self.asked[span.row] & more)
-                stays[span.row, gone.to(places.device)] = False
+                gone = structure.leave(chosen, stage.layer, self.host.asked[span.row] & more)
+                stays[span.row, gone] = False
             if selection.mix is not None:
-                sources = slots[span.row, places[picture.alive.to(places.device)]]
+                own = slots[span.row]
+                sources = own[places.to(own.device)[picture.alive.to(own.device)]]
                 mix = selection.mix[:, picture.alive.to(selection.mix.device)]
-                merged = merge(merged, span.row, sources, slots[span.row, kept], mix)
+                merged = merge(merged, span.row, sources, own[kept.to(own.device)], mix)
         self.pictures = [replace(p, alive=s.kept) for p, s in zip(self.pictures, self.selections, strict=True)]
         left = self.remaining.leave(stays)
         if left is None:
@@ -218,7 +252,7 @@ class Prefill:
 
         def causal() -> Any:
             flat = None
-            if self.remaining.padded or not bool(held.valid.all()):
+            if self.remaining.padded or not bool(self.held_on_host[0].all()):
                 flat = torch.cat([held.valid, self.remaining.valid], dim=1).long()
                 flat = torch.nn.functional.pad(flat, (held.seen - held.valid.shape[1], 0))
             return create_causal_mask(
@@ -235,19 +269,21 @@ class Prefill:
     def finish(self, cache: Cache | None) -> None:
         """Let the cache know what it has seen and does not hold."""
         if cache is not None and self.remaining.shorter:
-            valid = torch.cat([self.held.valid, self.remaining.valid], dim=1)
-            places = torch.cat([self.held.places, self.held.seen + self.remaining.places], dim=1)
+            device, (left, slots) = self.remaining.valid.device, self.remaining.on_host
+            valid = torch.cat([self.held_on_host[0], left], dim=1)
+            places = torch.cat([self.held_on_host[1], self.held.seen + slots], dim=1)
             windowed = self.setup.adapter.text.window is not None
-            finish_cache(cache, Record.of(valid, places, self.held.seen + self.input_ids.shape[1], windowed))
+            record = Record.of(valid, places, self.held.seen + self.input_ids.shape[1], windowed)
+            finish_cache(cache, replace(record, valid=record.valid.to(device), places=record.places.to(device)))
 
     def trace(self, cache: Cache | None) -> PrefillTrace:
         """What happened, for whoever asks."""
         images = []
-        for span, structure, selection, _ in self._each():
+        for (span, structure, selection, _), kept in zip(self._each(), self.kept, strict=True):
             scores = {name: score.detach().float().cpu() for name, score in selection.scores.items()}
             positions = self.held.seen + span.positions
             text = self._instruction(span.row)
-            markers, kept = (self.held.seen + structure.places, structure.left), selection.kept.cpu()
+            markers = self.held.seen + structure.places, structure.left
             images.append(ImageTrace(span.row, span.layout, selection.budgets, kept, positions, scores, text, *markers))
         seen = self.held.seen + self.input_ids.shape[1]
         left = self.held.valid.shape[1] + self.remaining.places.shape[1]
@@ -259,11 +295,12 @@ class Prefill:
             layer_tokens=self.layer_tokens,
             sequence_length=(seen, left),
             cache_bytes=(size // left * seen, size),
+            encoder=self.encoder,
         )
 
     def _instruction(self, row: int) -> str:
         finder = self.setup.instruction
-        return "" if finder is None else finder.words(self.input_ids[row], self.asked[row])
+        return "" if finder is None else finder.words(self.host.ids[row], self.host.asked[row])
 
 
 def _asked(setup: Setup, input_ids: Tensor, is_token: Tensor) -> Tensor:

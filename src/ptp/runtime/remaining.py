@@ -25,24 +25,26 @@ class Remaining:
         places: (B, S') int64, the place of the token in each slot.
         valid: (B, S') bool; False marks padding.
         shorter: Whether any token has left.
+        on_host: `valid` and `places` on the host.
     """
 
-    def __init__(self, is_token: Tensor) -> None:
+    def __init__(self, is_token: Tensor, on_host: Tensor) -> None:
         """All tokens of a prompt.
 
         Args:
-            is_token: (B, S) bool; False marks padding.
+            is_token: (B, S) bool; False marks padding. on_host: The same on the host, where it is decided what leaves.
         """
         self.places = torch.arange(is_token.shape[1], device=is_token.device).expand_as(is_token)
         self.valid = is_token
         self.shorter = False
+        self.on_host = on_host, torch.arange(is_token.shape[1]).expand_as(on_host)
         self._prompt_length = is_token.shape[1]
         self._made: dict[Any, tuple[Any, Any]] = {}
 
     @property
     def padded(self) -> bool:
         """Whether any row holds padding."""
-        return not bool(self.valid.all())
+        return not bool(self.on_host[0].all())
 
     def slots(self) -> Tensor:
         """(B, S) the slot of the token at each place; 0 for those that left."""
@@ -59,18 +61,21 @@ class Remaining:
         """Let tokens leave.
 
         Args:
-            stays: (B, S) bool, by place.
+            stays: (B, S) bool, by place, on the host.
 
         Returns:
             (B, S'') the slots, as they were, of what is left; None where nothing leaves.
         """
-        here = stays.gather(1, self.places) & self.valid
-        if bool((here == self.valid).all()):
+        valid, places = self.on_host
+        here = stays.gather(1, places) & valid
+        if bool((here == valid).all()):
             return None
         slots, valid = compact(here)
-        self.places, self.valid, self.shorter = self.places.gather(1, slots), valid, True
+        self.on_host, device = (valid, places.gather(1, slots)), self.places.device
+        self.valid, self.places = (made.to(device) for made in self.on_host)
+        self.shorter = True
         self._made = {}  # not cleared: `as_now` shares it
-        return slots
+        return slots.to(device)
 
     def as_now(self) -> "Remaining":
         """The tokens that are left, whatever leaves later."""

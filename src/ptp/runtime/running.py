@@ -3,11 +3,9 @@
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any
-
-from torch import Tensor
 
 from .cache import going_on
+from .encoding import EncoderRun
 from .prefill import Prefill
 
 
@@ -16,13 +14,13 @@ class Running(threading.local):
 
     Attributes:
         prefill: On its way through the layers; None while there is none.
-        encoding: What the hooks have seen of the encoder's run; None while it does not run.
+        encoding: The call that encodes pictures, and what the hooks have seen of it; None while it does not run.
         guessing: Whether the model works as its own assistant (`assistant_model=model`): `generate` then keeps the pictures
             from it, and what it guesses is checked afterwards.
     """
 
     prefill: Prefill | None = None
-    encoding: dict[Any, Tensor] | None = None
+    encoding: EncoderRun | None = None
     guessing: bool = False
 
     @contextlib.contextmanager

@@ -75,7 +75,7 @@ class AtStage:
                 self._attention[None] = self._score(self.prefill.asked_valid, slice(None))
             return self._attention[None][row]
         valid = torch.zeros_like(self.prefill.asked_valid)
-        valid[row, self.prefill.asked_valid[row]] = chosen.to(valid.device)
+        valid[row, : self.prefill.host.counts[row]] = chosen.to(valid.device)
         return self._score(valid, slice(row, row + 1))[0]
 
     def keys(self, row: int, slots: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class PictureReadings:
     def _asked(self) -> Tensor:
         """(R,) the slots of the probed text tokens."""
         row, prefill = self.span.row, self.stage.prefill
-        places = prefill.asked_places[row, prefill.asked_valid[row]]
+        places = prefill.asked_places[row, : prefill.host.counts[row]]
         return self.stage.slots[row, places].to(self.stage.hidden.device)
 
     def normed(self, states: Tensor) -> Tensor:
@@ -244,7 +244,7 @@ class PictureReadings:
         row, prefill = self.span.row, self.stage.prefill
         self._need_probe()
         first = self._first()
-        places = prefill.asked_places[row, prefill.asked_valid[row]].to(first.device)
+        places = prefill.asked_places[row, : prefill.host.counts[row]].to(first.device)
         return first[row, places].to(self.stage.hidden.device)
 
     def _first(self) -> Tensor:

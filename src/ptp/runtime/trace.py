@@ -2,13 +2,50 @@
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..adapters import Layout
+
+
+@dataclass(frozen=True)
+class EncoderTrace:
+    """What the vision encoder had to do for a prefill.
+
+    Attributes:
+        units: Tiles (pictures or frames, where the encoder takes them whole) that it was given.
+        encoded: Those that it ran on.
+        hits: Those that were taken from the cache. What is neither has the pixels of another, and was encoded with it.
+        misses: Those that were looked for in the cache, and encoded. cache_bytes: What the cache held afterwards.
+    """
+
+    units: int = 0
+    encoded: int = 0
+    hits: int = 0
+    misses: int = 0
+    cache_bytes: int = 0
+
+    def __add__(self, other: "EncoderTrace") -> "EncoderTrace":
+        """Of both together; the cache is one."""
+        return EncoderTrace(
+            self.units + other.units,
+            self.encoded + other.encoded,
+            self.hits + other.hits,
+            self.misses + other.misses,
+            max(self.cache_bytes, other.cache_bytes),
+        )
+
+    def __str__(self) -> str:
+        same = self.units - self.encoded - self.hits
+        text = f"encoder: {self.encoded} of {self.units} tiles or pictures encoded"
+        text += f", {same} with the pixels of another" if same else ""
+        return text + (f", {self.hits} from the cache of {self.cache_bytes / 2**20:.1f} MiB" if self.hits else "")
+
+
+NOTHING_ENCODED = EncoderTrace()
 
 
 @dataclass(frozen=True)
@@ -103,6 +140,7 @@ class PrefillTrace:
         layer_tokens: Visual tokens that each language-model layer works on, summed over the batch.
         sequence_length: (before, after), the longest row.
         cache_bytes: (before, after) of the whole KV cache after prefill, padding included.
+        encoder: What the vision encoder had to do.
     """
 
     images: Sequence[ImageTrace] = ()
@@ -111,6 +149,7 @@ class PrefillTrace:
     layer_tokens: tuple[int, ...] = ()
     sequence_length: tuple[int, int] = (0, 0)
     cache_bytes: tuple[int, int] = (0, 0)
+    encoder: EncoderTrace = NOTHING_ENCODED
 
     @property
     def average_tokens(self) -> float:
@@ -125,6 +164,7 @@ class PrefillTrace:
             "average_tokens": self.average_tokens,
             "sequence_length": list(self.sequence_length),
             "cache_bytes": list(self.cache_bytes),
+            "encoder": asdict(self.encoder),
             "images": [image.to_dict() for image in self.images],
         }
 
@@ -139,6 +179,8 @@ class PrefillTrace:
         if self.structure_tokens[0]:
             average += ", {:,} -> {:,} line ends and tile markers".format(*self.structure_tokens)
         lines = [f"{tokens}{average}, KV cache {before / 2**20:.1f} -> {after / 2**20:.1f} MiB"]
+        if self.encoder.encoded < self.encoder.units:
+            lines.append(str(self.encoder))
         for number, image in enumerate(self.images, 1):
             lines.append(f"picture {number} (row {image.row}): {image}")
         return "\n".join(lines)
@@ -197,6 +239,11 @@ class Trace:
     def cache_bytes(self) -> tuple[int, int]:
         """(before, after) of the whole KV cache after prefill, padding included."""
         return self._newest.cache_bytes
+
+    @property
+    def encoder(self) -> EncoderTrace:
+        """What the vision encoder had to do."""
+        return self._newest.encoder
 
     @property
     def average_tokens(self) -> float:

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +14,14 @@ from .. import scoring
 from ..adapters import Adapter, Modality, Span
 from ..errors import UnsupportedModelError
 from .compiled import uncompiled
+from .encoding import EncoderRun, EncoderSavings, Savings
 from .hooks import Hook, Shadow
 from .picture import Picture, Vision, VisionSignal
 from .prefill import Prefill
 from .reads import AttentionKind, VisionRead
+from .reuse import Entry, Signals, Wanted
 from .running import Running
+from .trace import EncoderTrace
 
 SIGNALS = "ptp_signals"
 """Attribute of an encoder output that carries its `Vision`, so that encoded pictures can be reused."""
@@ -54,7 +57,8 @@ def read_attention(
     """
     scale, skip = adapter.vision_attention(layer).scale, int(adapter.has_cls)
     rows: list[Tensor] = []
-    for q, k in adapter.heads(layer, queries, keys, about):
+    heads = adapter.received_heads if kind == "received" else adapter.heads
+    for q, k in heads(layer, queries, keys, about):
         if kind == "cls":
             found = scoring.cls_attention(q, k, scale)
         elif kind == "logits":
@@ -94,6 +98,13 @@ def picture_of(adapter: Adapter, span: Span, vision: Vision, reads: Sequence[Vis
     return Picture(span.layout, alive, tuple(signals), embeddings, pixels)
 
 
+def _tokens(output: Any) -> int:
+    """How many visual tokens a method that encodes put out."""
+    features = output[1] if isinstance(output, tuple) else output.pooler_output
+    parts = [features] if isinstance(features, Tensor) else features
+    return sum(part.numel() // part.shape[-1] for part in parts)
+
+
 class VisionReader:
     """Keeps the signals of each encoder run on the encoder's output, and in the prefill that it belongs to.
 
@@ -101,14 +112,17 @@ class VisionReader:
         reads: What to read; with nothing, only what the tiles are found by.
         window: Side, in pixels, of the regions of pictures that are not cut into tiles.
         running: What the thread that runs the encoder is doing.
+        savings: What is saved in the encoder.
     """
 
-    def __init__(self, adapter: Adapter, reads: Sequence[VisionRead], window: int, running: Running) -> None:
+    def __init__(self, adapter: Adapter, reads: Sequence[VisionRead], window: int, running: Running, savings: Savings) -> None:
         self.adapter, self.window, self.running = adapter, window, running
         self.reads = resolve(adapter, reads)
         self._attention = {(read.layer, read.attention) for read in self.reads if read.attention is not None}
         self._keys = {read.layer for read in self.reads if read.keys}
         self._layers = {layer for layer, _ in self._attention} | self._keys
+        wanted = Wanted(frozenset(self._attention), frozenset(self._keys))
+        self._encoder = EncoderSavings(adapter, savings, wanted, lambda: running.encoding)
 
     def attach(self) -> Iterator[RemovableHandle | Shadow]:
         """Put the hooks on the encoder, one by one, and listen to the methods that run it."""
@@ -121,6 +135,7 @@ class VisionReader:
                 yield where.key.register_forward_hook(self._capture((layer, "key")))
         if self._layers:
             yield adapter.vision_embeddings().register_forward_hook(self._capture("embeddings"))
+        yield from self._encoder.attach()
         for kind in adapter.modalities:
             yield Shadow(adapter.core, kind.method, self._listening(kind))
 
@@ -128,18 +143,25 @@ class VisionReader:
         """The method that encodes, listened to: only its arguments tell the pictures' sizes, and `generate` drops them."""
         encode, running = getattr(self.adapter.core, modality.method), self.running
         signature = inspect.signature(encode)
+        own = getattr(encode, "__func__", None) is getattr(type(self.adapter.core), modality.method, encode)
 
         @functools.wraps(encode)
         def listening(*args: Any, **kwargs: Any) -> Any:
             if running.encoding is not None:  # one modality may be encoded as another
                 return encode(*args, **kwargs)
-            running.encoding = {}
+            told = {name: value for name, value in kwargs.items() if name != "return_dict"}  # a decorator may take it
+            inputs = signature.bind(*args, **told).arguments
+            inputs |= inputs.pop("kwargs", {}) | {name: value for name, value in kwargs.items() if name not in told}
+            running.encoding = run = self.begin(inputs, modality.name)
             try:
-                with uncompiled():
-                    output = encode(*args, **kwargs)
-                inputs = signature.bind(*args, **kwargs).arguments
-                vision = getattr(output, SIGNALS, None)  # one that was encoded before has them
-                vision = vision or self._read(running.encoding, inputs | inputs.get("kwargs", {}), output)
+                entry = self._encoder.recall(run, own)
+                if entry is not None:
+                    output, vision = self._recalled(run, entry)
+                else:
+                    with uncompiled():
+                        output = encode(*args, **kwargs)
+                    before: Vision | None = getattr(output, SIGNALS, None)  # one that was encoded before has them
+                    vision = before or self.read(run, output, _tokens(output))
             finally:
                 running.encoding = None
             if running.prefill is not None:
@@ -153,29 +175,47 @@ class VisionReader:
     def _capture(self, name: Any) -> Hook:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             if self.running.encoding is not None:
-                self.running.encoding[name] = output[0] if isinstance(output, tuple) else output
+                self.running.encoding.seen[name] = output[0] if isinstance(output, tuple) else output
 
         return Hook(hook)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.running.encoding is not None:
-            self.running.encoding["pixels"] = args[0] if args else kwargs["pixel_values"]
+        run = self.running.encoding
+        if run is not None:
+            run.seen["pixels"] = args[0] if args else kwargs["pixel_values"]
+            run.laid_out = self.adapter.about(run.inputs, self.window)  # now: a GPU is not waited for yet
 
-    def _read(self, seen: dict[Any, Tensor], inputs: dict[str, Any], output: Any) -> Vision:
-        """The signals of one encoder run, from what its hooks have `seen`, its `inputs` and its `output`."""
+    def begin(self, inputs: Mapping[str, Any], modality: str) -> EncoderRun:
+        """What `running.encoding` is while the encoder runs on some pictures, given by name what its model was given."""
+        return self._encoder.begin(inputs, (modality, self.window))
+
+    def read(self, run: EncoderRun, output: Any, tokens: int) -> Vision:
+        """The signals of an encoder run that is over, of which an `output` of so many visual tokens came."""
+        about = run.laid_out
+        pixels = self.adapter.shrink(run.seen["pixels"], about)
+        signals, trace = self._encoder.finish(run, output, pixels, lambda: self._signals(run.seen, about))
+        return self._vision(signals, pixels, about, tokens, trace)
+
+    def _recalled(self, run: EncoderRun, entry: Entry) -> tuple[Any, Vision]:
+        """What a call made that is not made again, and its signals."""
+        output, trace = self._encoder.recalled(entry)
+        about = self.adapter.about(run.inputs, self.window)
+        return output, self._vision(entry.signals, entry.pixels, about, _tokens(output), trace)
+
+    def _vision(self, signals: Signals, pixels: Sequence[Tensor], about: Any, tokens: int, trace: EncoderTrace) -> Vision:
+        embeddings = signals.embeddings if self._layers else ()
+        return Vision(signals.attention, signals.keys, embeddings, pixels, about, self.window, tokens, trace)
+
+    def _signals(self, seen: dict[Any, Tensor], about: Any) -> Signals:
+        """What is read of the units that the encoder ran on, from what its hooks have `seen`."""
         adapter = self.adapter
-        about = adapter.about(inputs, self.window)
         pairs = {layer: (seen[layer, "query"], seen.get((layer, "key"), seen[layer, "query"])) for layer in self._layers}
         attention = {
             (layer, kind): read_attention(adapter, layer, kind, *pairs[layer], about) for layer, kind in self._attention
         }
         keys = {layer: read_keys(adapter, layer, *pairs[layer], about) for layer in self._keys}
         embeddings = adapter.embed(seen["embeddings"], about) if self._layers else ()
-        pixels = adapter.shrink(seen["pixels"], about)
-        features = output[1] if isinstance(output, tuple) else output.pooler_output
-        parts = [features] if isinstance(features, Tensor) else features
-        tokens = sum(part.numel() // part.shape[-1] for part in parts)
-        return Vision(attention, keys, embeddings, pixels, about, self.window, tokens)
+        return Signals(attention, keys, embeddings)
 
     def pictures(self, prefill: Prefill) -> list[tuple[Span, Picture]]:
         """The pictures of a prompt, batch row by batch row, in prompt order.
@@ -192,14 +232,15 @@ class VisionReader:
         for modality in kinds:
             if modality.token_id in shown and modality.name not in passed and modality.name not in prefill.visions:
                 continue  # the tokens are those of another modality, with the same id
-            if bool((tokens := prefill.input_ids == modality.token_id).any()):
+            if bool((tokens := prefill.host.ids == modality.token_id).any()):
                 output = prefill.encoded.get(modality.name)
                 vision = prefill.visions.get(modality.name) if output is None else getattr(output, SIGNALS, None)
-                found += self._find(prefill.input_ids, tokens, vision)
+                found += self._find(prefill.host.ids, tokens, vision)
+                prefill.encoder += vision.encoder if vision is not None else EncoderTrace()
         return sorted(found, key=lambda pair: (pair[0].row, int(pair[0].positions[0])))
 
     def _find(self, input_ids: Tensor, tokens: Tensor, vision: Vision | None) -> list[tuple[Span, Picture]]:
-        """The pictures of one modality, whose visual tokens are the True entries of `tokens` (B, S)."""
+        """The pictures of one modality, whose visual tokens are the True entries of `tokens` (B, S); both are on the host."""
         if vision is None or not (self._attention <= set(vision.attention) and self._keys <= set(vision.keys)):
             raise ValueError(
                 "The encoded pictures carry no signals for this pruner. Encode them while it is attached (another one may read "
@@ -217,7 +258,7 @@ class VisionReader:
                 f"The prompt has {count} image tokens but pictures of {vision.tokens} visual tokens were encoded. "
                 "Pass the pixel values and the token ids that the processor made together."
             )
-        ids, tokens, found = input_ids.cpu(), tokens.cpu(), list[tuple[Span, Picture]]()
+        ids, found = input_ids, list[tuple[Span, Picture]]()
         alike = torch.equal(ids, ids[::copies].repeat_interleave(copies, dim=0))
         spans, pictures = list[Span](), list[Picture]()
         for copy in range(copies):

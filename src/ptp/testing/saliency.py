@@ -4,11 +4,12 @@ Which patches make a token is found from the model itself: what the token's embe
 word from the adapter, nor a branch per family.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..adapters import Adapter
 from .encoder import Attended, embedded, first, layers_of, listening, recording, with_states
@@ -24,7 +25,9 @@ def recorded(model: Any, adapter: Adapter, inputs: Mapping[str, Tensor]) -> list
     return list(calls)
 
 
-def patch_weights(model: Any, adapter: Adapter, inputs: Mapping[str, Tensor], places: Sequence[int]) -> tuple[Tensor, Tensor]:
+def patch_weights(
+    model: Any, adapter: Adapter, inputs: Mapping[str, Tensor], places: Sequence[int], behind: Sequence[nn.Module] = ()
+) -> tuple[Tensor, Tensor]:
     """How visual tokens are made of what feeds the projector.
 
     Every patch is given the same state, and each token's embedding is differentiated. Where a token's patches come in by one
@@ -33,6 +36,8 @@ def patch_weights(model: Any, adapter: Adapter, inputs: Mapping[str, Tensor], pl
 
     Args:
         inputs: Of one row. places: In the row, of the tokens.
+        behind: Where patches become one amid the encoder: an attention before, whose rows are meant in place of those that feed
+            the projector, and those after it, which are silenced, so that no patch learns of another.
 
     Returns:
         (len(places), L) weights of the encoder's rows, all its sequences one after another, that sum to 1 (to 0 where a token
@@ -46,7 +51,10 @@ def patch_weights(model: Any, adapter: Adapter, inputs: Mapping[str, Tensor], pl
         leaves.append(state.to(states).expand_as(states).clone().requires_grad_())
         return with_states(output, leaves[-1])
 
-    with torch.enable_grad(), listening(adapter.vision_embeddings(), level):
+    with torch.enable_grad(), contextlib.ExitStack() as stack:
+        stack.enter_context(listening(behind[0] if behind else adapter.vision_embeddings(), level))
+        for module in behind[1:]:
+            stack.enter_context(listening(module, lambda m, args, output: with_states(output, 0 * first(output))))
         embeds = embedded(model, adapter, inputs)[0].float()
     (leaf,) = leaves
     probe = torch.randn(embeds.shape[-1], generator=torch.Generator().manual_seed(1)).to(embeds)
@@ -108,10 +116,13 @@ def token_saliency(
     for layer in layers:
         own = [call for call in calls if call.module is modules[layer]]
         lengths = [call.query.shape[2] for call in own for _ in range(call.query.shape[0])]
-        if sum(lengths) != len(used):
+        mine, useful = weights, used
+        if sum(lengths) > len(used):
+            mine, useful = patch_weights(model, adapter, inputs, places, modules[layer:])
+        if sum(lengths) != len(useful):
             raise RuntimeError(f"vision_embeddings puts out {len(used)} rows, and the encoder attends over {sum(lengths)}")
         starts = torch.tensor([0, *lengths[:-1]]).cumsum(0)
-        scores = row_scores(own, cls=not bool(used[starts].any()))
-        made = weights.sum(dim=1) > 0
-        found.append((weights @ scores).masked_fill(~made, torch.nan).cpu())
+        scores = row_scores(own, cls=not bool(useful[starts].any()))
+        made = mine.sum(dim=1) > 0
+        found.append((mine @ scores).masked_fill(~made, torch.nan).cpu())
     return found

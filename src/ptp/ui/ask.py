@@ -104,15 +104,15 @@ def ask(loaded: Loaded, talk: Talk, question: str, pruner: Pruner, max_new_token
                 else:
                     turn = replace(turn, pruned=reply, trace=earlier if held else reply.trace)
                 yield turn
-            finished.append((side, reply, cache))
+            finished.append((side, reply, cache, inputs))
         if not turn.held:
             full, pruned = settled(loaded, prepared[0][0], by, (turn.full, turn.pruned))
             turn = replace(turn, full=full, pruned=pruned)
     except BaseException:
         forget(talk)
         raise
-    for side, reply, cache in finished:
-        remember(loaded, side, question, reply, cache)
+    for side, reply, cache, inputs in finished:
+        remember(loaded, side, question, reply, cache, inputs)
     talk.turns.append(turn)
     talk.finished = time.monotonic()
     yield turn

@@ -19,6 +19,7 @@ class Side:
         turns: (question, answer) of those that are over.
         ids: (1, S) of the whole conversation so far, dropped tokens included; None where no cache is held.
         cache: Holds all of them but the last answer's last token.
+        kinds: Inputs beside the ids that say of each token whether it is a picture's.
         deltas: What Qwen-VL and its like count positions from; they leave it in the model, where others' runs replace it.
     """
 
@@ -26,6 +27,7 @@ class Side:
     ids: Tensor | None = None
     cache: DynamicCache | None = None
     deltas: Any = None
+    kinds: tuple[str, ...] = ()
 
     def drop_cache(self) -> None:
         """Forget what was computed; the words stay."""
@@ -59,9 +61,7 @@ def prepare(loaded: Loaded, side: Side, picture: Image.Image, question: str) -> 
         return encode(loaded, messages(picture, side.turns, question)), fresh_cache(loaded.model), False
     ids = torch.cat([side.ids, more.to(side.ids)], dim=1)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    for name in ("mm_token_type_ids", "token_type_ids"):  # of pictures; the new words are none
-        if name in loaded.processor.model_input_names:
-            inputs[name] = torch.zeros_like(ids)
+    inputs |= {name: torch.zeros_like(ids) for name in side.kinds}  # new words are no pictures
     return inputs, side.cache, True
 
 
@@ -101,7 +101,7 @@ def check_length(loaded: Loaded, inputs: dict[str, Tensor], max_new_tokens: int)
         )
 
 
-def remember(loaded: Loaded, side: Side, question: str, reply: Reply, cache: DynamicCache) -> None:
+def remember(loaded: Loaded, side: Side, question: str, reply: Reply, cache: DynamicCache, inputs: dict[str, Tensor]) -> None:
     """Add a whole answer to the conversation and hold its cache."""
     assert reply.ids is not None
     ends = loaded.model.generation_config.eos_token_id
@@ -110,3 +110,4 @@ def remember(loaded: Loaded, side: Side, question: str, reply: Reply, cache: Dyn
     side.turns.append((question, reply.text))
     side.ids, side.cache = reply.ids[:, :-1] if ended else reply.ids, cache
     side.deltas = reply.deltas
+    side.kinds = tuple(name for name in inputs if name in ("mm_token_type_ids", "token_type_ids"))

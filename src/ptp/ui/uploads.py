@@ -40,4 +40,4 @@ def read_upload(name: object, data_url: object) -> tuple[str, Image.Image]:
         content = base64.b64decode(body, validate=True)
     except binascii.Error as error:
         raise ValueError(f"Picture {name!r} did not arrive whole. Choose it again.") from error
-    return name, read_picture(io.BytesIO(content), name, FORMATS, MAX_PIXELS)
+    return name, read_picture(io.BytesIO(content), f"Picture {name!r}", FORMATS, MAX_PIXELS)

@@ -18,7 +18,7 @@ def qwen3_5(scale: Scale, config_class: type = Qwen3_5Config, text: str = "qwen3
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": share, "mrope_interleaved": True}
     rope["mrope_section"] = [turning - 2 * (turning // 3), turning // 3, turning // 3]
     kinds = None if scale.real else ["full_attention", "linear_attention"] * (scale.text["num_hidden_layers"] // 2)
-    heads = scale.text["hidden_size"] // width // 2 if scale.real else 2
+    heads = max(1, scale.text["hidden_size"] // width // 2) if scale.real else 2
     linear = dict(
         linear_key_head_dim=width, linear_value_head_dim=width, linear_num_key_heads=heads, linear_num_value_heads=2 * heads
     )

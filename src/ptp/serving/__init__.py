@@ -1,0 +1,1 @@
+"""Serving pruned models: `vllm` is a plugin for vLLM."""
