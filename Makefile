@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
+UI := .venv-ui
 LMMS := .venv-lmms
 LMMS_EVAL := lmms-eval==0.7.3
 LMMS_NEEDS := accelerate datasets evaluate httpx jsonlines loguru nltk numexpr openai packaging protobuf pydantic pytablewriter \
@@ -12,7 +13,7 @@ LOWEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' p
 ORACLES := releases oracles families testing encoding syncs generate turns refusals loader videos evaluation own bench cli docs
 WORKERS := -n 2 --dist worksteal
 
-.PHONY: demo test test-lowest test-lmms test-vllm lint readme clean
+.PHONY: demo test test-lowest test-ui test-lmms test-vllm lint readme clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,8 +26,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$*/bin/pip install --quiet --disable-pip-version-check --no-deps --target $@ torchvision==0.28.0
 
 # Two workers of one thread each: a thread that waits must not burn the other worker's core.
-test test-lowest test-lmms: export OMP_NUM_THREADS := 1
-test test-lowest test-lmms: export OMP_WAIT_POLICY := passive
+test test-lowest test-lmms test-ui: export OMP_NUM_THREADS := 1
+test test-lowest test-lmms test-ui: export OMP_WAIT_POLICY := passive
 
 demo: $(VENV)/.ready
 	$(BIN)/ptp demo --html demo.html --force
@@ -45,6 +46,19 @@ $(LOWEST)/.ready: pyproject.toml constraints.txt
 
 test-lowest: $(LOWEST)/.ready $(LOWEST)/torchvision-for-tests
 	$(LOWEST)/bin/python -m pytest $(WORKERS) -m "not nightly and not since_5_18" $(ORACLES:%=tests/test_%.py)
+
+# Gradio asks for an older Pillow, so the page has an environment of its own. The browser is the system's.
+$(UI)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(UI)
+	grep -v '^pillow==' constraints.txt > $(UI)/constraints.txt
+	$(UI)/bin/pip install --quiet --disable-pip-version-check -c $(UI)/constraints.txt torch
+	$(UI)/bin/pip install --quiet --disable-pip-version-check -c $(UI)/constraints.txt -e ".[ui]" pytest hypothesis playwright
+	touch $@
+
+test-ui: $(UI)/.ready
+	@test -n "$$CHROMIUM" || command -v chromium > /dev/null || command -v chromium-browser > /dev/null || \
+		{ echo "The page is tested in Chromium. Install it (apt-get install chromium), or name it: CHROMIUM=PATH."; exit 1; }
+	$(UI)/bin/python -m pytest -rs tests/test_ui.py tests/test_ui_page.py
 
 # lmms-eval's own command line, offline. Without its dependencies: they take in a torchvision that does not import next to torch
 # for CPUs. A minute for the environment and three for the tests on two busy cores.
@@ -84,4 +98,4 @@ readme: $(VENV)/.ready
 		docs/results/first_token.md
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(LMMS) $(VLLM) demo.html
+	rm -rf $(VENV) $(LOWEST) $(LMMS) $(VLLM) $(UI) demo.html

@@ -3,7 +3,7 @@
 import io
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -22,28 +22,50 @@ def open_picture(source: str | Path | bytes) -> Image.Image:
         ValueError: the file is missing, no picture, damaged, larger than Pillow's limit of pixels, smaller than 8 pixels
             on a side, or more than 200 times longer than wide.
     """
-    name, size = f"Picture {str(source)!r}", -1
-    file: Any = Path(source) if isinstance(source, str) else source
-    if isinstance(file, bytes):
-        name, size, file = "The picture", len(file), io.BytesIO(file)
-    elif not file.exists():
+    if isinstance(source, bytes):
+        return read_picture(io.BytesIO(source), "The picture")
+    path, name = Path(source), f"Picture {str(source)!r}"
+    if not path.exists():
         raise ValueError(f"{name} does not exist. Check the path.")
-    elif file.is_dir():
+    if path.is_dir():
         raise ValueError(f"{name} is a directory. Name a file in it.")
     try:
-        if (file.stat().st_size if isinstance(file, Path) else size) == 0:
-            raise ValueError(f"{name} is empty (0 bytes). Use another copy of it.")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image: Image.Image = Image.open(file)
-            image.load()
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        limit = (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
-        raise ValueError(f"{name} has more than {limit} million pixels. Shrink it first.") from error
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{name} is not a picture that Pillow can read. Convert it to PNG or JPEG.") from error
+        with path.open("rb") as file:
+            return read_picture(file, name)
     except PermissionError as error:
         raise ValueError(f"{name} cannot be read: permission denied. Check its permissions.") from error
+
+
+def read_picture(
+    file: BinaryIO, name: str, formats: tuple[str, ...] | None = None, max_pixels: int | None = None
+) -> Image.Image:
+    """Read a picture from an open file, as `open_picture` does.
+
+    Args:
+        name: What messages begin with.
+        formats: Pillow's names of the formats that are tried; None is all. For some of them it starts other programs (EPS).
+        max_pixels: Refused above, before anything is decoded; None is Pillow's own limit.
+
+    Raises:
+        ValueError: as `open_picture`.
+    """
+    limit = min(most for most in (max_pixels, Image.MAX_IMAGE_PIXELS, 2**62) if most)
+    too_large = f"{name} has more than {limit // 1_000_000} million pixels. Shrink it first."
+    try:
+        if file.seek(0, io.SEEK_END) == 0:
+            raise ValueError(f"{name} is empty (0 bytes). Use another copy of it.")
+        file.seek(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image: Image.Image = Image.open(file, formats=formats)
+            if image.width * image.height > limit:  # filters of warnings are everybody's: another thread may have its own
+                raise ValueError(too_large)
+            image.load()
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise ValueError(too_large) from error
+    except UnidentifiedImageError as error:
+        known = "Pillow" if formats is None else "this page"
+        raise ValueError(f"{name} is not a picture that {known} can read. Convert it to PNG or JPEG.") from error
     except (OSError, SyntaxError, EOFError) as error:
         raise ValueError(f"{name} is damaged ({error}). Use another copy of it.") from error
     image = _to_rgb(ImageOps.exif_transpose(image))
