@@ -1,6 +1,7 @@
 """The result tables of the README and the model card, made from docs/results: `make readme` writes them, a test checks them."""
 
 import json
+import math
 import textwrap
 from functools import cache
 from pathlib import Path
@@ -178,6 +179,20 @@ def models() -> str:
         )  # fmt: skip
     heads = ["`--preset`", "visual tokens", "kept", "full", "ptp", "limit", "speed-up", "ptp / limit", "selection / full"]
     return _markdown([*heads, "encoder, read / plain"], lines)
+
+
+def models_bound() -> str:
+    """By how much the slowest family, and the others, are above their limits: a sentence."""
+    above = {}
+    for preset in _presets():
+        rows = json.loads((RESULTS / "models" / f"{preset}.json").read_text())["rows"]
+        above[preset] = next(row["over_limit"] for row in rows if row["method"] == "pyramid") - 1
+    slowest = max(above, key=lambda preset: above[preset])
+    others = max(share for preset, share in above.items() if preset != slowest)
+    return (
+        f"Each of them prefills within {math.ceil(100 * others)} % of [its limit](docs/results/models.md), but "
+        f"`{slowest}` within {math.ceil(100 * above[slowest])} %."
+    )
 
 
 def _presets() -> list[str]:

@@ -11,17 +11,14 @@ from families import FAMILIES, QUESTION, encode, model_of, photo, processor_of, 
 import ptp
 from ptp.adapters import adapter_for
 from ptp.testing import check_adapter, small_processor
-from test_loader import TORCHVISION
+from torchvision_beside import IMPORTABLE, TORCHVISION
 
 LFM2 = FAMILIES["lfm2-vl"]
 SIZES = ((300, 200), (120, 260), (30, 30), (40, 170), (64, 400), (256, 256))
 
-# Next to a CPU torch, torchvision's wheel lacks its compiled operators; nothing here calls them: declared, it imports.
-SCRIPT = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-for name in ("nms", "qnms") if torch.version.cuda is None else ():
-    torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+SCRIPT = (
+    IMPORTABLE
+    + """
 from transformers.models.lfm2_vl.image_processing_lfm2_vl import Lfm2VlImageProcessor
 from ptp.testing import photo
 processor = Lfm2VlImageProcessor(tile_size=64, encoder_patch_size=8, min_image_tokens=4, max_image_tokens=16)
@@ -29,6 +26,7 @@ sizes = [tuple(map(int, size.split("x"))) for size in sys.argv[3:]]
 made = [dict(processor([[photo(0, size)]], return_row_col_info=True, return_tensors="pt")) for size in sizes]
 torch.save(made, sys.argv[2])
 """
+)
 
 
 def in_order(scale):

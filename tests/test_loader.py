@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,16 +11,11 @@ from transformers.utils import is_torchvision_available
 
 import ptp
 from ptp.loader import pictures_only
+from torchvision_beside import IMPORTABLE, TORCHVISION
 
-TORCHVISION = Path(sys.prefix) / "torchvision-for-tests"
-"""Where the Makefile puts torchvision: beside the environment, so that one run can test both ways."""
-
-# Next to a CPU torch, torchvision's wheel lacks its compiled operators; nothing here calls them: declared, it imports.
-SCRIPT = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-for name in ("nms", "qnms") if torch.version.cuda is None else ():
-    torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+SCRIPT = (
+    IMPORTABLE
+    + """
 from PIL import Image
 import ptp
 _, processor = ptp.load()
@@ -32,6 +26,7 @@ inputs = processor.apply_chat_template(
     turn, add_generation_prompt=True, tokenize=True, return_dict=True, processor_kwargs={"return_tensors": "pt"})
 torch.save({"name": type(processor).__name__, **inputs}, sys.argv[3])
 """
+)
 
 
 def test_without_torchvision_the_processor_has_no_video_half():
