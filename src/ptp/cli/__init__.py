@@ -5,6 +5,8 @@ import os
 import sys
 from typing import NoReturn
 
+from .. import __version__
+
 INTERRUPTED = 130
 QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR", "KINETO_LOG_LEVEL": "99"}
 """torch reads these when it is loaded: its profiler, which measures memory, talks on stderr otherwise."""
@@ -14,6 +16,9 @@ CHATTY = ("torchao", "torch.utils._pytree")
 
 def main() -> None:
     """Entry point of `ptp`."""
+    if sys.argv[1:2] == ["--version"]:  # here, because what is imported below takes seconds
+        print(f"ptp {__version__}")
+        return
     for name, quiet in QUIET.items():
         os.environ.setdefault(name, quiet)
     for name in CHATTY:

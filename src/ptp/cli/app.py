@@ -14,6 +14,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Training-free pruning of visual tokens for vision-language models.",
+    epilog="ptp --version prints the version.",
 )
 app.command("run")(run.run)
 app.command("demo")(demo.demo)

@@ -26,6 +26,7 @@ from ..bench.prompt import Prompt, Turn, cut, made_up_turn, make_prompt, picture
 from ..bench.rounds import compete
 from ..bench.selection_cost import selection_costs
 from ..bench.summary import HEADS, markdown, markdown_table, plot, tables
+from ..errors import require_extra
 from ..loader import load, parse_device, parse_dtype
 from ..methods.parsing import parse_variants
 from ..pruner import Pruner
@@ -67,6 +68,8 @@ def bench(
     With --pictures and --out, the same command given again goes on where it was interrupted.
     """
     check_match(match)
+    if out is not None:
+        require_extra("ptp bench --out", "eval", "matplotlib")
     variants, ratios = parse_variants(methods), parse_ratios(keep)
     for ratio in ratios:
         check_keep_ratio(ratio)

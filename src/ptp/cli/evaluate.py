@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..adapters import adapter_for
+from ..errors import require_extra
 from ..evaluation import Cell, Examiner, batches, draw_sample, plan
 from ..evaluation.baselines import DOWNSAMPLE
 from ..evaluation.metrics import METRICS
@@ -88,6 +89,8 @@ def evaluate(
         evaluate(**asked, model=str(one), device=device, threads=threads, out=own, force=force)  # type: ignore[arg-type]
     if _models_in(model):
         return
+    if suite is None:
+        require_extra("ptp eval", "eval", "scipy", "matplotlib")
     of_drawn = {"--tasks": tasks != "all", "--samples": samples != 500, "--seed": seed != 0, "--split": split != "report"}
     of_data = {"--metric": metric != "contains", "--max-new-tokens": max_new_tokens != 32}
     of_suite = {"--include-path": include_path, "--judge": judge, "--batch-size": batch_size != 1}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from .baselines import FULL
 from .own import Answered
@@ -55,6 +54,8 @@ def _mean(values: Sequence[float]) -> tuple[float, list[float]]:
     mean = float(np.mean(values))
     if len(set(values)) < 2:
         return mean, [mean, mean]
+    from scipy import stats  # of the extra `eval`, as matplotlib is
+
     found = stats.bootstrap(
         (np.array(values),), np.mean, n_resamples=RESAMPLES, method="percentile", rng=np.random.default_rng(0)
     ).confidence_interval

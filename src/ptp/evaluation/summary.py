@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from .accuracy import Cell
 from .baselines import BLANK, FULL
@@ -20,6 +19,8 @@ MAJORITY = "majority"
 
 def wilson(right: Sequence[bool]) -> tuple[float, float]:
     """95 % Wilson interval of an accuracy."""
+    from scipy import stats  # of the extra `eval`, as matplotlib is
+
     interval = stats.binomtest(int(sum(right)), len(right)).proportion_ci(method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -41,6 +42,8 @@ def relative(right: np.ndarray, full: np.ndarray) -> tuple[float, float, float]:
         return (float("nan"),) * 3
     if len(right) < 2 or (right == full).all():  # nothing to resample
         return (float(ratio(right, full)),) * 3
+    from scipy import stats
+
     with np.errstate(divide="ignore", invalid="ignore"):  # of a few pictures, a resample may hold none that full got right
         found = stats.bootstrap(
             (right, full),

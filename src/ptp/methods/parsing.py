@@ -8,8 +8,6 @@ from dataclasses import dataclass, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from scipy.optimize import brentq
-
 from ..pruner import Pruner
 from . import METHODS
 
@@ -53,8 +51,13 @@ class Variant:
         """
         if average == 1:
             return 1.0
-        excess = lambda ratio: self.pruner(ratio).average_keep(layers) - average  # noqa: E731
-        return None if excess(LEAST_RATIO) >= 0 else float(brentq(excess, LEAST_RATIO, 1.0, xtol=1e-6))
+        low, high = LEAST_RATIO, 1.0
+        if self.pruner(low).average_keep(layers) >= average:
+            return None
+        while high - low > 1e-7:  # more kept at the end is more on average
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.pruner(middle).average_keep(layers) < average else (low, middle)
+        return (low + high) / 2
 
 
 def parse_variants(text: str, others: Sequence[str] = ()) -> list[Variant]:

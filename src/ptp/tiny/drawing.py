@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import resources
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from ..errors import require_extra
 
 TILE = 112
 """Side of one tile in pixels of the model's canvas."""
@@ -102,6 +103,9 @@ def photo(name: str) -> Image.Image:
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     # matplotlib ships DejaVu: the same glyphs on every machine, without a font of our own.
+    require_extra("Drawing pictures", "eval", "matplotlib")
+    import matplotlib
+
     return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans-Bold.ttf", size)
 
 
