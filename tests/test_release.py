@@ -32,6 +32,13 @@ def test_the_version_is_said_once():
     assert newest and newest[1] == ptp.__version__ == str(cited["version"])
 
 
+def test_the_typed_example_runs():
+    """`make lint` checks its types; the wheel carries the marker that lets others' checkers read them."""
+    assert "tests/example_of_use.py" in PROJECT["tool"]["mypy"]["files"] and (ROOT / "src/ptp/py.typed").exists()
+    result = subprocess.run([sys.executable, ROOT / "tests/example_of_use.py"], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout == "(0, 0)\n", result.stderr
+
+
 def test_importing_takes_less_than_a_tenth_of_a_second():
     timed = (
         "import time; start = time.perf_counter(); import ptp, sys; print(time.perf_counter() - start, 'torch' in sys.modules)"

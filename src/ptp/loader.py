@@ -7,7 +7,7 @@ import sys
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers
@@ -26,6 +26,14 @@ from transformers.utils import is_torchvision_available
 
 from .adapters import check_model_type
 from .tiny import WEIGHTS
+
+if TYPE_CHECKING:
+
+    class GeneratingModel(PreTrainedModel):
+        """What `load` returns, to a type checker: transformers mixes `generate` in further down."""
+
+        def generate(self, *args: Any, **kwargs: Any) -> Any: ...
+
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -70,7 +78,7 @@ def load(
     device: str | torch.device = "cpu",
     dtype: str | torch.dtype | None = None,
     attn_implementation: str | None = None,
-) -> tuple[PreTrainedModel, Any]:
+) -> "tuple[GeneratingModel, Any]":
     """Load a model, ready to generate, and its processor.
 
     Args:
@@ -99,7 +107,7 @@ def load(
         processor = load_processor(path)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise ValueError(f"{_model_problem(path)} ({_first_line(error)})") from error
-    return model.eval().to(device), processor
+    return cast("GeneratingModel", model.eval().to(device)), processor
 
 
 def load_processor(path: str) -> Any:
