@@ -9,11 +9,12 @@ LMMS_EVAL := lmms-eval==0.7.3
 LMMS_NEEDS := accelerate datasets evaluate httpx jsonlines loguru nltk numexpr openai packaging protobuf pydantic pytablewriter \
 	python-dotenv pyyaml sacrebleu scikit-learn sympy tenacity tiktoken tqdm-multiprocess zstandard
 VLLM := .venv-vllm
+RELEASE := .venv-release
 LOWEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 ORACLES := releases oracles families testing encoding syncs generate turns refusals loader videos evaluation own bench cli docs
 WORKERS := -n 2 --dist worksteal
 
-.PHONY: demo test test-lowest test-ui test-lmms test-vllm lint readme clean
+.PHONY: demo test test-lowest test-ui test-lmms test-vllm lint readme release-check clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -93,10 +94,22 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+$(RELEASE)/.ready: constraints.txt
+	$(PYTHON) -m venv $(RELEASE)
+	$(RELEASE)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt build hatchling twine
+	touch $@
+
+# Build what is released into dist/ (the wheel from the sdist), look at it, and use the wheel in an empty environment.
+release-check: $(RELEASE)/.ready
+	rm -rf dist
+	$(RELEASE)/bin/python -m build --no-isolation
+	$(RELEASE)/bin/twine check --strict dist/*
+	$(RELEASE)/bin/python tests/check_release.py dist
+
 # Write the tables of docs/results into the README and the model card.
 readme: $(VENV)/.ready
 	$(BIN)/cog -r -I docs README.md src/ptp/tiny/weights/README.md docs/results/ablation.md docs/results/models.md docs/results/rivals.md \
 		docs/results/first_token.md
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(LMMS) $(VLLM) $(UI) demo.html
+	rm -rf $(VENV) $(LOWEST) $(LMMS) $(VLLM) $(UI) $(RELEASE) dist demo.html
