@@ -78,3 +78,48 @@ def test_every_extra_that_is_named_exists():
         for extras in re.findall(r"(?:pyramid-token-pruning|'\.)\[([\w,]+)\]", path.read_text()):
             named |= set(extras.split(","))
     assert named and named <= set(PROJECT["project"]["optional-dependencies"])
+
+
+WORKFLOWS = {path.name: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")}
+TARGETS = set(re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[0].split())
+
+
+def runs(workflow: dict) -> list[str]:
+    """Every command of a workflow, a line for each value of the matrix that it names."""
+    found = []
+    for job in workflow["jobs"].values():
+        matrix = job.get("strategy", {}).get("matrix", {})
+        for command in (step["run"] for step in job["steps"] if "run" in step):
+            names = re.findall(r"\$\{\{ matrix\.(\w+) \}\}", command)
+            values = [(name, value) for name in names for value in matrix[name]]
+            found += [command.replace(f"${{{{ matrix.{name} }}}}", value) for name, value in values] or [command]
+    return found
+
+
+def test_workflows_run_what_the_makefile_has():
+    assert set(WORKFLOWS) == {"tests.yml", "publish.yml"}
+    for workflow in WORKFLOWS.values():
+        assert workflow["permissions"] == {"contents": "read"}, "a job that needs more says so itself"
+        made = [target for command in runs(workflow) for target in re.findall(r"^make (\S+)", command)]
+        assert made and set(made) <= TARGETS
+    in_ci = re.findall(r"^make (\S+)$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
+    assert set(in_ci) <= {target for command in runs(WORKFLOWS["tests.yml"]) for target in re.findall(r"make (\S+)", command)}
+
+
+def test_the_workflow_tests_every_python_that_the_package_takes():
+    pythons = WORKFLOWS["tests.yml"]["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert pythons == ["3.11", "3.12", "3.13"] and PROJECT["project"]["requires-python"] == f">={pythons[0]}"
+
+
+def test_a_tag_publishes_what_was_checked_without_a_token():
+    jobs = WORKFLOWS["publish.yml"]["jobs"]
+    assert WORKFLOWS["publish.yml"][True] == {"push": {"tags": ["v*"]}}  # YAML 1.1 reads `on` as true
+    assert "make release-check PYTHON=python" in [step.get("run") for step in jobs["build"]["steps"]]
+    assert jobs["publish"]["needs"] == "build" and jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert jobs["publish"]["steps"][-1] == {"uses": "pypa/gh-action-pypi-publish@release/v1"}
+    (same,) = (step["run"] for step in jobs["build"]["steps"] if "GITHUB_REF_NAME" in step.get("run", ""))
+    for tag, code in ((f"v{ptp.__version__}", 0), ("v9.9.9", 1)):
+        assert (
+            subprocess.run(["bash", "-c", same], cwd=ROOT, env={"GITHUB_REF_NAME": tag, "PATH": "/usr/bin:/bin"}).returncode
+            == code
+        )
