@@ -10,6 +10,7 @@ LMMS_NEEDS := accelerate datasets evaluate httpx jsonlines loguru nltk numexpr o
 	python-dotenv pyyaml sacrebleu scikit-learn sympy tenacity tiktoken tqdm-multiprocess zstandard
 VLLM := .venv-vllm
 RELEASE := .venv-release
+DOCS := .venv-docs
 LOWEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 ORACLES := releases oracles families testing encoding syncs generate turns refusals loader videos evaluation own bench cli docs
 WORKERS := -n 2 --dist worksteal
@@ -106,10 +107,21 @@ release-check: $(RELEASE)/.ready
 	$(RELEASE)/bin/twine check --strict dist/*
 	$(RELEASE)/bin/python tests/check_release.py dist
 
-# Write the tables of docs/results into the README and the model card.
+# The site, into site/. No warning is let through: links and anchors inside it, and the API's docstrings, are checked.
+$(DOCS)/.ready: constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt mkdocs-material "mkdocstrings[python]" ruff
+	touch $@
+
+site: export NO_MKDOCS_2_WARNING := 1
+
+site: $(DOCS)/.ready
+	$(DOCS)/bin/mkdocs build --quiet --strict
+
+# Write the tables of docs/results into the README, the site's pages and the model card.
 readme: $(VENV)/.ready
-	$(BIN)/cog -r -I docs README.md src/ptp/tiny/weights/README.md docs/results/ablation.md docs/results/models.md docs/results/rivals.md \
-		docs/results/first_token.md
+	$(BIN)/cog -r -I docs README.md src/ptp/tiny/weights/README.md $(addprefix docs/,models.md how_it_works.md benchmarks.md) \
+		$(addprefix docs/results/,ablation.md models.md rivals.md first_token.md)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(LMMS) $(VLLM) $(UI) $(RELEASE) dist demo.html
+	rm -rf $(VENV) $(LOWEST) $(LMMS) $(VLLM) $(UI) $(RELEASE) $(DOCS) dist site demo.html

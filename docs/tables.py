@@ -181,8 +181,8 @@ def models() -> str:
     return _markdown([*heads, "encoder, read / plain"], lines)
 
 
-def models_bound() -> str:
-    """By how much the slowest family, and the others, are above their limits: a sentence."""
+def models_bound(docs: str = "docs/") -> str:
+    """By how much the slowest family, and the others, are above their limits: a sentence for a page that sees `docs` there."""
     above = {}
     for preset in _presets():
         rows = json.loads((RESULTS / "models" / f"{preset}.json").read_text())["rows"]
@@ -190,7 +190,7 @@ def models_bound() -> str:
     slowest = max(above, key=lambda preset: above[preset])
     others = max(share for preset, share in above.items() if preset != slowest)
     return (
-        f"Each of them prefills within {math.ceil(100 * others)} % of [its limit](docs/results/models.md), but "
+        f"Each of them prefills within {math.ceil(100 * others)} % of [its limit]({docs}results/models.md), but "
         f"`{slowest}` within {math.ceil(100 * above[slowest])} %."
     )
 
