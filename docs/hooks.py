@@ -37,7 +37,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def relinked(text: str, source: str, page: str) -> str:
-    """Links of a file of the repository as its page needs them. Those to what is no page are left, and the build stops there."""
+    """Links of a file of the repository as its page needs them; the build stops at one to what is no page."""
 
     def mended(found: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(posixpath.dirname(source), found[1]))
