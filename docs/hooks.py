@@ -17,7 +17,7 @@ BROUGHT = {"CHANGELOG.md": "changelog.md", "src/ptp/tiny/weights/README.md": "pt
 """Files of the repository -> the pages they become."""
 PAGES = BROUGHT | {"README.md": "index.md"}
 METHODS = re.compile(r"^<!-- methods: .* -->$", re.MULTILINE)
-SECTION = re.compile(r"^<!-- README: (.+) -->$", re.MULTILINE)
+SECTION = re.compile(r"^<!-- README: (.+) -->\n.*$", re.MULTILINE)
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)")
 
 
@@ -29,7 +29,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Fill in what a page asks for by a comment, and mend the links that leave docs/."""
+    """Fill in what a page asks for by a comment, and mend the links that leave docs/.
+
+    The line behind a comment that asks for a section is for those who read the file itself, and goes.
+    """
     here = page.file.src_uri
     markdown = METHODS.sub(lambda _: methods(), markdown)
     markdown = SECTION.sub(lambda found: relinked(section(found[1]), "README.md", here), markdown)
