@@ -16,8 +16,9 @@ from ..conversation import reader
 from ..errors import UnsupportedModelError
 from ..methods.parsing import Variant
 from ..pruner import Pruner
+from ..runtime import PrefillTrace
 from ..runtime.vision import SIGNALS, resolve
-from .agreement import Steps, agreement, answer
+from .agreement import Agreement, Steps, agreement, answer
 from .baselines import FULL
 from .data import Question
 from .encoding import EncoderReader, encoded_already
@@ -81,6 +82,37 @@ class Answered:
         return cls(data["number"], data["text"], tuple(data["answers"]), outcomes)
 
 
+@dataclass(frozen=True)
+class Full:
+    """A question, answered by the unpruned model.
+
+    Attributes:
+        prompt: What `generate` takes. encoded: What the vision encoder made of the pictures. steps: The answer.
+        total: Visual tokens. seconds: Prefill and answer took, encoding of the pictures not counted.
+    """
+
+    prompt: dict[str, Any]
+    encoded: Any
+    steps: Steps
+    total: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Led:
+    """A pruned model, led along the unpruned answer.
+
+    Attributes:
+        agreement: How far it agrees. steps: What it thought. trace: What its prefill kept.
+        seconds: As `Full.seconds`.
+    """
+
+    agreement: Agreement
+    steps: Steps
+    trace: PrefillTrace
+    seconds: float
+
+
 class Asker:
     """Asks one model about pictures, each encoded once for all methods.
 
@@ -124,25 +156,37 @@ class Asker:
             pruners: By method and keep ratio.
             metric: Judges an answer where the question has right ones.
         """
-        encoded, prompt = self._encode(question, inputs), self._prompt(inputs)
-        total = self._visual_tokens(prompt["input_ids"], encoded)
+        full = self.unpruned(question, inputs)
+        total, text, count = full.total, self._text(full.steps), len(full.steps.ids)
         score = (lambda text: metric(text, question.answers)) if question.answers else (lambda text: None)
-        with encoded_already(self.model, encoded):
-            started = time.perf_counter()
-            full = answer(self.model, prompt, self.max_new_tokens)
-            seconds = time.perf_counter() - started
-            text, count = self._text(full), len(full.ids)
-            found = [Outcome(FULL, 1.0, text, score(text), True, 0.0, total, total, total, 0, count, seconds)]
+        found = [Outcome(FULL, 1.0, text, score(text), True, 0.0, total, total, total, 0, count, full.seconds)]
         for (method, keep_ratio), pruner in pruners.items():
-            with encoded_already(self.model, encoded), pruner(self.model, self.processor) as trace:
-                started = time.perf_counter()
-                led = answer(self.model, prompt, self.max_new_tokens, along=full.ids)
-                seconds = time.perf_counter() - started
-                newest, agreed = trace.newest, agreement(full, led)
-                own = text if agreed.same else self._text(answer(self.model, prompt, self.max_new_tokens))
-            kept = newest.visual_tokens[1], total, newest.average_tokens, newest.structure_tokens[1], count, seconds
+            led, own = self.led(full, pruner), text
+            if not led.agreement.same:
+                with encoded_already(self.model, full.encoded), pruner(self.model, self.processor):
+                    own = self._text(answer(self.model, full.prompt, self.max_new_tokens))
+            newest, agreed = led.trace, led.agreement
+            kept = newest.visual_tokens[1], total, newest.average_tokens, newest.structure_tokens[1], count, led.seconds
             found.append(Outcome(method, keep_ratio, own, score(own), agreed.same, agreed.kl, *kept))
         return Answered(question.number, question.text, question.answers, tuple(found))
+
+    @torch.inference_mode()
+    def unpruned(self, question: Question, inputs: dict[str, Any]) -> Full:
+        """The unpruned model's greedy answer. Arguments as `ask`."""
+        encoded, prompt = self._encode(question, inputs), self._prompt(inputs)
+        total = self._visual_tokens(prompt["input_ids"], encoded)
+        with encoded_already(self.model, encoded):
+            started = time.perf_counter()
+            steps = answer(self.model, prompt, self.max_new_tokens)
+            return Full(prompt, encoded, steps, total, time.perf_counter() - started)
+
+    @torch.inference_mode()
+    def led(self, full: Full, pruner: Pruner) -> Led:
+        """A pruned model, led along what the unpruned one answered."""
+        with encoded_already(self.model, full.encoded), pruner(self.model, self.processor) as trace:
+            started = time.perf_counter()
+            steps = answer(self.model, full.prompt, self.max_new_tokens, along=full.steps.ids)
+            return Led(agreement(full.steps, steps), steps, trace.newest, time.perf_counter() - started)
 
     def _text(self, steps: Steps) -> str:
         return self.processor.batch_decode(steps.ids[None], skip_special_tokens=True)[0].strip()
