@@ -118,13 +118,21 @@ class Asker:
 
     Args:
         contenders: All that will be asked: the encoder is read for all of them.
+        others: Pruners that will be asked, too.
 
     Raises:
         UnsupportedModelError: a method reads what this model's encoder does not have.
         ValueError: the methods' windows differ.
     """
 
-    def __init__(self, model: Any, processor: Any, contenders: Sequence[Variant], max_new_tokens: int = 32) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        contenders: Sequence[Variant],
+        max_new_tokens: int = 32,
+        others: Sequence[Pruner] = (),
+    ) -> None:
         self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
         self.adapter = adapter_for(model, reader(model, processor))
         pruners = []
@@ -134,7 +142,7 @@ class Asker:
                 resolve(self.adapter, pruners[-1].reads(self.adapter.vision_depth).vision)
             except UnsupportedModelError as error:
                 raise UnsupportedModelError(f"{contender.name}: {error}") from error
-        self._reader = EncoderReader.of(pruners)
+        self._reader = EncoderReader.of([*pruners, *others])
         self._encoded: OrderedDict[Any, Any] = OrderedDict()
 
     def prepare(self, question: Question) -> dict[str, Any]:
@@ -187,6 +195,17 @@ class Asker:
             started = time.perf_counter()
             steps = answer(self.model, full.prompt, self.max_new_tokens, along=full.steps.ids)
             return Led(agreement(full.steps, steps), steps, trace.newest, time.perf_counter() - started)
+
+    @torch.inference_mode()
+    def prefill(self, full: Full, inputs: dict[str, Any], pruner: Pruner) -> PrefillTrace:
+        """Read a prompt about the pictures of a question that has been asked, under a pruner, and say nothing.
+
+        Args:
+            inputs: What `prepare` made of the pictures and other words.
+        """
+        with encoded_already(self.model, full.encoded), pruner(self.model, self.processor) as trace:
+            answer(self.model, self._prompt(inputs), 1)
+            return trace.newest
 
     def _text(self, steps: Steps) -> str:
         return self.processor.batch_decode(steps.ids[None], skip_special_tokens=True)[0].strip()
