@@ -1,6 +1,6 @@
 """Does a map of scores speak? Pure functions, arrays in, numbers out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -169,8 +169,8 @@ def finding(
     name: str,
     maps: Sequence[Map],
     others: Sequence[np.ndarray],
-    kl: dict[str, Sequence[float]],
-    changed: dict[str, Sequence[bool]],
+    kl: Mapping[str, Sequence[float]],
+    changed: Mapping[str, Sequence[bool]],
 ) -> Finding:
     """Put the statistics of a signal together.
 

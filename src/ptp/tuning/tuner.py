@@ -1,4 +1,4 @@
-"""The work of `ptp tune`: the check of the signals, the race, the report on other pictures, and the clock. Notes let it resume."""
+"""The work of `ptp tune`: the check of the signals, the race, the report on other pictures, and the clock; it can resume."""
 
 import base64
 from collections import Counter
