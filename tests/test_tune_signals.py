@@ -1,4 +1,4 @@
-"""The check of the signals: statistics against values computed otherwise, verdicts on maps made to have them, and `DropTenth`."""
+"""The check of the signals: statistics against values computed otherwise, verdicts on made-up maps, and `DropTenth`."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_place_explains_the_share_that_was_put_in(share):
 
 
 def test_place_is_found_over_pictures_of_other_layouts():
-    """Left is strong: whatever the number of tokens. Thumbnails, where it is the other way round, are compared with each other."""
+    """Left is strong, however many tokens there are; in thumbnails it is the other way round."""
     maps = []
     for side in (8, 10, 16):
         tiles, small = np.arange(side * side) % side / side, 1 - np.arange(16) % 4 / 4

@@ -1,8 +1,8 @@
 """Does `ptp tune` choose as well without labels as one could with them? `python tests/tune_labels.py [MODEL ...]` says so.
 
-For each model (none: the embedded one): pictures are drawn that it has not seen, with one question each and no answers; `ptp tune`
-chooses settings by agreement alone. Then, with labels, the most accurate settings for as many tokens are looked for on other
-pictures; and both are compared on pictures that neither was chosen on. Everything is kept in --work, so that it can be resumed.
+For each model (none: the embedded one): pictures are drawn that it has not seen, with one question each and no answers, and
+`ptp tune` chooses settings by agreement alone. Then, with labels, the most accurate settings for as many tokens are looked for
+on other pictures; and both are compared on pictures that neither was chosen on. What is in --work is not done again.
 """
 
 import json
