@@ -182,16 +182,23 @@ def finding(
     words = [words_change(one.scores, other) for one, other in zip(maps, others, strict=True)]
     ranked = [value for value in words if value is not None]
     piled = [value for one in maps if (value := outlier_share(one.scores)) is not None]
+    mean = {part: float(np.mean(values)) for part, values in kl.items()}
+    share = {part: float(np.mean(values)) for part, values in changed.items()}
     return Finding(
-        name,
-        len(kl["top"]),
-        float(np.mean(ranked)) if ranked else None,
-        place_share(maps),
-        float(np.mean(piled)) if piled else None,
-        *(float(np.mean(kl[part])) for part in ("top", "random", "bottom", "other")),
-        *(float(np.mean(changed[part])) for part in ("top", "random", "bottom")),
-        more(kl["top"], kl["random"]),
-        more(kl["bottom"], kl["random"]),
-        more(kl["random"], kl["top"]),
-        more(kl["top"], kl["other"]),
+        name=name,
+        pictures=len(kl["top"]),
+        words=float(np.mean(ranked)) if ranked else None,
+        place=place_share(maps),
+        outliers=float(np.mean(piled)) if piled else None,
+        top=mean["top"],
+        random=mean["random"],
+        bottom=mean["bottom"],
+        other=mean["other"],
+        top_changed=share["top"],
+        random_changed=share["random"],
+        bottom_changed=share["bottom"],
+        top_matters=more(kl["top"], kl["random"]),
+        bottom_matters=more(kl["bottom"], kl["random"]),
+        top_is_less=more(kl["random"], kl["top"]),
+        words_matter=more(kl["top"], kl["other"]),
     )
