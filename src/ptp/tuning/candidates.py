@@ -10,8 +10,8 @@ from ..methods.parsing import Variant, parse_variant, settings_of
 SHARES = (0.9, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1)
 """Shares of the visual tokens that a method works on, averaged over the language model's layers."""
 OF_METHOD: dict[str, tuple[str, ...]] = {"pyramid": ("alpha=0", "alpha=0.25", "alpha=0.75", "diversity=0", "published")}
-"""Settings tried beside a method's own, in the words of `--methods`."""
-LAYER = "prune_layer"
+"""Settings tried beside a method's own, in the words of `--methods`; those of a setting that it does not have are passed over."""
+LAYER, PUBLISHED = "prune_layer", "published"
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,13 @@ def candidates(methods: Iterable[str], layers: int) -> list[Variant]:
         if ":" in method:
             found.append(parse_variant(method))
             continue
-        for words in ("", *OF_METHOD.get(method, ())):
+        found.append(parse_variant(method))  # which says so where there is no such method
+        settings = settings_of(method)
+        known = [words for words in OF_METHOD.get(method, ()) if words == PUBLISHED or words.partition("=")[0] in settings]
+        for words in ("", *known):
             name = f"{method}:{words}" if words else method
             found.append(parse_variant(name))
-            if LAYER in settings_of(method):
+            if LAYER in settings:
                 found += [parse_variant(f"{name}:{LAYER}={layer}") for layer in (0, layers // 3)]
     kinds: list[Any] = []
     different = []
