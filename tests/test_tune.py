@@ -349,7 +349,7 @@ def test_a_wrong_file_is_one_clear_line(tmp_path, changes, message):
         (("--data", "q.jsonl", "--methods", "magic"), "Method must be one of"),
         (("--data", "none.jsonl"), "does not exist"), (("--pictures", "q.jsonl"), "--pictures must be a directory"),
         (("--data", "q.jsonl", "--keep", "0"), "keep_ratio must be in (0, 1]"),
-        (("--data", "q.jsonl", "--keep", "0.01", "--methods", "fastv"), "No method can average 0.01"),
+        (("--data", "q.jsonl", "--keep", "0.01", "--methods", "fastv:prune_layer=2"), "No method can average 0.01"),
         (("--data", "q.jsonl", "--limit", "2"), "different pictures"),
     ],
 )  # fmt: skip

@@ -10,7 +10,7 @@ from ..methods.parsing import Variant, parse_variant, settings_of
 SHARES = (0.9, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1)
 """Shares of the visual tokens that a method works on, averaged over the language model's layers."""
 OF_METHOD: dict[str, tuple[str, ...]] = {"pyramid": ("alpha=0", "alpha=0.25", "alpha=0.75", "diversity=0", "published")}
-"""Settings tried beside a method's own, in the words of `--methods`; those of a setting that it does not have are passed over."""
+"""Settings tried beside a method's own, in the words of `--methods`; of settings that it does not have they are passed over."""
 LAYER, PUBLISHED = "prune_layer", "published"
 
 
