@@ -108,6 +108,7 @@ def verdict(found: Sequence[Line], max_change: float) -> list[str]:
     if best.first_token is not None and best.full_first_token is not None and best.speed_up is not None:
         before, after = 1000 * best.full_first_token, 1000 * best.first_token
         times = f" First token {before:.3g} -> {after:.3g} ms ({best.speed_up:.2f}x)."
+        times += " It saves no time here." if best.speed_up < 1 else ""
     what = f"{best.name} at keep {best.keep_ratio:.3g} ({100 * best.share:g} % of the tokens, averaged over the layers)"
     if best.proven:
         return [
