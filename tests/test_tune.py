@@ -169,7 +169,7 @@ def test_other_families_race_and_resume(name):
     model, proc = families.model_of(family), families.processor_of(family)
     variants = parse_variants("random,uniform_grid")
     depth = model.config.get_text_config().num_hidden_layers
-    asker = Asker(model, proc, variants, 3, signal_readers(depth))
+    asker = Asker(model, proc, variants, 3, signal_readers(depth, 448))
     split = halves([Question(n, (png(families.picture(n)),), f"Question {n % 2}?") for n in range(3)], [])
     notes, runners = [], arms(variants, [0.5, 0.25], depth)
     tuner = Tuner(asker, split, runners, note=lambda note: notes.append(json.loads(json.dumps(note))))
@@ -246,7 +246,7 @@ def here(folder, monkeypatch, capfd):
     torch.set_num_threads(threads)
 
 
-SMALL = ("--methods", "random,cdpruner", "--keep", "0.75,0.25", "--threads", "1", "--max-new-tokens", "4")
+SMALL = ("--methods", "random:window=112,cdpruner:window=112", "--keep", "0.75,0.25", "--threads", "1", "--max-new-tokens", "4")
 
 
 def test_from_pictures_to_tuned_json_and_into_every_command(folder, here, recwarn):
@@ -316,11 +316,11 @@ def write(path, **changes):
 
 def test_another_model_is_a_warning_of_one_line(tmp_path, here, folder):
     path = write(tmp_path / "t.json")
-    with pytest.warns(UserWarning, match="tuned on other 0123, not on a internvl of 6 layers") as told:
+    with pytest.warns(UserWarning, match="tuned on other 0123, not on one of type internvl with 6 layers") as told:
         ptp.load_pruner(path, ptp.load()[0])
     assert len(told) == 1 and read_tuned(path).doubts("elsewhere 0123") == [], "the weights count, not where they lie"
     result = here("run", next(iter(load_demo()[0])), "-q", "What?", "--settings", path, "--json")
-    (line,) = result.stderr.strip().splitlines()
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("ptp: ")]  # torchao may talk, too
     assert result.returncode == 0 and line.startswith("ptp: These settings were tuned on other 0123, not on ptp-tiny ")
 
 

@@ -16,6 +16,7 @@ from ..evaluation.data import BadRow
 from ..evaluation.journal import Journal, append_line
 from ..evaluation.own import Asker
 from ..loader import load
+from ..pruner import Pruner
 from ..selection import check_keep_ratio
 from ..tuning.candidates import SHARES, all_methods, arms, candidates
 from ..tuning.outcome import lines, verdict
@@ -67,7 +68,8 @@ def tune(
     depth = len(adapter.layers)
     names = [part for name in methods.split(",") for part in (all_methods() if name.strip() == "all" else [name.strip()])]
     variants, refused = fitting(loaded, processor, adapter, candidates(dict.fromkeys(names), depth))
-    asker = Asker(loaded, processor, variants, max_new_tokens, signal_readers(depth))
+    window = variants[0].pruner(0.5).window if variants else Pruner.window
+    asker = Asker(loaded, processor, variants, max_new_tokens, signal_readers(depth, window))
     variants, more = _tried(asker, split, variants)
     refused |= more
     if not variants:

@@ -91,23 +91,24 @@ def signals(layers: int) -> dict[str, tuple[Signal, int]]:
     }
 
 
-def check(led: Callable[[Pruner], Any], reread: Callable[[Pruner], Any], signal: Signal, layer: int) -> Checked:
+def check(led: Callable[[Pruner], Any], reread: Callable[[Pruner], Any], signal: Signal, layer: int, window: int) -> Checked:
     """One signal on one question.
 
     Args:
         led: Leads the model under a pruner along the unpruned answer, and returns an `evaluation.own.Led`.
         reread: Prefills the same pictures with other words under a pruner.
+        window: Of the pruners.
     """
-    under_others = DropTenth(signal=signal, layer=layer)
+    under_others = DropTenth(signal=signal, layer=layer, window=window)
     reread(under_others)
     kl, changed, maps = dict[str, float](), dict[str, bool](), list[Map]()
     for part in PARTS:
-        pruner = DropTenth(signal=signal, layer=layer, part=part)
+        pruner = DropTenth(signal=signal, layer=layer, window=window, part=part)
         found = led(pruner)
         kl[part], changed[part] = found.agreement.kl, not found.agreement.same
         if part == "top":
             maps = [_map(scores, image) for scores, image in zip(pruner.maps, found.trace.images, strict=True)]
-    other = led(DropTenth(signal=signal, layer=layer, given=under_others.maps))
+    other = led(DropTenth(signal=signal, layer=layer, window=window, given=under_others.maps))
     kl["other"], changed["other"] = other.agreement.kl, not other.agreement.same
     return Checked(maps, [scores.numpy() for scores in under_others.maps], kl, changed)
 

@@ -47,7 +47,7 @@ class Tuned:
         if model is not None and _digest(model) != _digest(self.model):
             other = model
         if shape is not None and shape != self.shape:
-            other = model or f"a {shape['model_type']} of {shape['layers']} layers and {shape['parameters']:,} parameters"
+            other = model or "one of type {model_type} with {layers} layers and {parameters:,} parameters".format(**shape)
         if other is not None:
             found.append(f"These settings were tuned on {self.model}, not on {other}: what was measured need not hold here.")
         if not self.proven:

@@ -59,6 +59,7 @@ class Tuner:
         self._note = note
         self._pruners = {arm: arm.variant.pruner(arm.keep_ratio) for arm in self.arms}
         self.bad = [(one["key"], one["reason"]) for one in notes if one["kind"] == "bad"]
+        self._window = next((pruner.window for pruner in self._pruners.values()), Pruner.window)
         self.signals = signals(len(asker.adapter.layers))
         self._done = 0
         self._total = self._signal_passes + self._race_passes() + self._late_passes
@@ -201,10 +202,7 @@ class Tuner:
                 continue
             try:
                 checked = check(
-                    lambda pruner: asker.led(full, pruner),
-                    lambda pruner: asker.prefill(full, other_words, pruner),
-                    signal,
-                    layer,
+                    partial(asker.led, full), partial(asker.prefill, full, other_words), signal, layer, self._window
                 )
             except UnsupportedModelError as error:
                 failed[name] = str(error)
@@ -236,9 +234,13 @@ class Tuner:
         self._progress(what, self._done, self._total)
 
 
-def signal_readers(layers: int) -> list[Pruner]:
-    """What an `Asker` must read of the encoder for the check of the signals."""
-    return [DropTenth(signal=signal, layer=layer) for signal, layer in signals(layers).values()]
+def signal_readers(layers: int, window: int) -> list[Pruner]:
+    """What an `Asker` must read of the encoder for the check of the signals.
+
+    Args:
+        window: As the arms have it.
+    """
+    return [DropTenth(signal=signal, layer=layer, window=window) for signal, layer in signals(layers).values()]
 
 
 def fitting(
