@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 
 PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-OWN = ("docs/add_a_model.md", "docs/serving.md")
+OWN = ("docs/add_a_model.md", "docs/serving.md", "docs/tuning.md", "docs/vlmevalkit.md")
 """Pages whose Python has a test of its own."""
 PRINTED = {
     "README.md": "208 -> 104 visual tokens",

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .pruner import Handle, Pruner, Stage, attach
     from .runtime import EncoderCache, ImageTrace, Picture, Reads, TextProbe, Trace, UnsupportedCacheError, VisionRead
     from .selection import Selection
+    from .tuning import load_pruner
 
 __version__ = "0.2.0"
 
@@ -32,6 +33,7 @@ __all__ = [
     "VisionRead",
     "attach",
     "load",
+    "load_pruner",
 ]
 
 _HOMES = {
@@ -41,6 +43,7 @@ _HOMES = {
     "pruner": ("Handle", "Pruner", "Stage", "attach"),
     "runtime": ("EncoderCache", "ImageTrace", "Picture", "Reads", "TextProbe", "Trace", "UnsupportedCacheError", "VisionRead"),
     "selection": ("Selection",),
+    "tuning": ("load_pruner",),
 }
 
 

@@ -7,7 +7,7 @@ import torch
 import typer
 from transformers.utils import logging
 
-from . import INTERRUPTED, bench, convert, demo, evaluate, methods, models, run, stop, ui
+from . import INTERRUPTED, bench, convert, demo, evaluate, methods, models, run, stop, tune, ui
 
 app = typer.Typer(
     add_completion=False,
@@ -20,6 +20,7 @@ app.command("run")(run.run)
 app.command("demo")(demo.demo)
 app.command("eval")(evaluate.evaluate)
 app.command("bench")(bench.bench)
+app.command("tune")(tune.tune)
 app.command("methods")(methods.methods)
 app.command("models")(models.models)
 app.command("convert")(convert.convert)

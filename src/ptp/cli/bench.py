@@ -31,8 +31,10 @@ from ..loader import load, parse_device, parse_dtype
 from ..methods.parsing import parse_variants
 from ..pruner import Pruner
 from ..selection import check_keep_ratio
-from .options import check_match, check_results, parse_ratios, told_ratios, write_results, write_whole
+from .options import check_match, check_results, parse_ratios, settings_from, told_ratios, write_results, write_whole
 
+METHODS_ASKED, RATIOS_ASKED = "pyramid", "0.5,0.25,0.1"
+"""Where nothing else is named."""
 TILE_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 """Pictures that the cost of selection is measured on: 256 to 16,384 visual tokens where a tile has 256."""
 
@@ -40,8 +42,13 @@ TILE_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 def bench(
     preset: Annotated[str, typer.Option(help=f"Model shape, random weights: {names()}.")] = "100m",
     model: Annotated[str | None, typer.Option(help="Checkpoint directory or hub id, instead of a preset.")] = None,
-    methods: Annotated[str, typer.Option(help="Methods, comma-separated, or all; pyramid:alpha=0 sets a setting.")] = "pyramid",
-    keep: Annotated[str, typer.Option(help="Keep ratios, comma-separated.")] = "0.5,0.25,0.1",
+    methods: Annotated[
+        str, typer.Option(help="Methods, comma-separated, or all; pyramid:alpha=0 sets a setting.")
+    ] = METHODS_ASKED,
+    keep: Annotated[str, typer.Option(help="Keep ratios, comma-separated.")] = RATIOS_ASKED,
+    tuned: Annotated[
+        Path | None, typer.Option("--settings", help="Method and keep as ptp tune found them: tuned.json.")
+    ] = None,
     match: Annotated[
         str, typer.Option(help="What --keep is: final (after the last stage) or average (over the language model's layers).")
     ] = "final",
@@ -70,6 +77,10 @@ def bench(
     check_match(match)
     if out is not None:
         require_extra("ptp bench --out", "eval", "matplotlib")
+    if tuned is not None:
+        given = {"--methods": methods != METHODS_ASKED, "--keep": keep != RATIOS_ASKED, "--match": match != "final"}
+        found = settings_from(tuned, f"the preset {preset}" if model is None else model, given)
+        methods, keep = found.name, repr(found.keep_ratio)
     variants, ratios = parse_variants(methods), parse_ratios(keep)
     for ratio in ratios:
         check_keep_ratio(ratio)

@@ -32,6 +32,7 @@ from .options import (
     parse_ratios,
     provenance,
     refuse_given,
+    settings_from,
     show_table,
     titled,
     told_ratios,
@@ -39,18 +40,21 @@ from .options import (
 )
 
 SUFFIXES = (".json", ".md", ".csv", ".png")
+METHODS_ASKED, RATIOS_ASKED = "pyramid,random,downsample", "1.0,0.5,0.25,0.1"
+"""Where nothing else is named."""
 
 
 def evaluate(
     methods: Annotated[
         str, typer.Option(help="Methods, comma-separated, downsample among them, or all; pyramid:alpha=0 changes a setting.")
-    ] = "pyramid,random,downsample",
-    keep: Annotated[
-        str, typer.Option(help="Keep ratios, comma-separated; all tokens are always measured.")
-    ] = "1.0,0.5,0.25,0.1",
+    ] = METHODS_ASKED,
+    keep: Annotated[str, typer.Option(help="Keep ratios, comma-separated; all tokens are always measured.")] = RATIOS_ASKED,
     match: Annotated[
         str, typer.Option(help="What --keep is: final (after the last stage) or average (over the language model's layers).")
     ] = "final",
+    tuned: Annotated[
+        Path | None, typer.Option("--settings", help="Method and keep as ptp tune found them: tuned.json.")
+    ] = None,
     tasks: Annotated[str, typer.Option(help="Tasks, comma-separated, or all.")] = "all",
     samples: Annotated[int, typer.Option(min=2, help="Pictures.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same pictures.")] = 0,
@@ -80,6 +84,10 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Questions of --suite answered at a time.")] = 1,
 ) -> None:
     """Measure accuracy on fresh pictures: the same ones for every method. Several models write NAME-MODEL.json and so on."""
+    if tuned is not None:
+        given = {"--methods": methods != METHODS_ASKED, "--keep": keep != RATIOS_ASKED, "--match": match != "final"}
+        found = settings_from(tuned, model, given)
+        methods, keep = found.name, repr(found.keep_ratio)
     for one in _models_in(model):
         asked = dict(methods=methods, keep=keep, match=match, tasks=tasks, samples=samples, seed=seed, split=split)
         asked |= dict(data=data, metric=metric, limit=limit, max_new_tokens=max_new_tokens)

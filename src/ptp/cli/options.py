@@ -25,6 +25,7 @@ from ..methods.parsing import Variant, parse_variant, settings_of
 from ..pruner import Pruner
 from ..report import Answer
 from ..tiny import WEIGHTS
+from ..tuning.tuned import Tuned, read_tuned
 
 MATCHES = ("final", "average")
 
@@ -221,6 +222,22 @@ def refuse_given(flags: dict[str, Any], what: str) -> None:
     """
     for flag in [flag for flag, given in flags.items() if given]:
         raise ValueError(f"{flag} does not go with {what}. Leave it out.")
+
+
+def settings_from(path: Path, model: str | None, given: dict[str, Any]) -> Tuned:
+    """What `ptp tune` found, for a command that was given --settings; what speaks against it goes to stderr, a line each.
+
+    Args:
+        model: As --model. given: Whether flags that it stands for were given, too.
+
+    Raises:
+        ValueError: one was; or as `read_tuned`.
+    """
+    refuse_given(given, "--settings")
+    tuned = read_tuned(path)
+    for line in tuned.doubts(model_identity(model)):
+        print(f"ptp: {line}", file=sys.stderr)
+    return tuned
 
 
 def _milliseconds(pair: tuple[float, float]) -> str:

@@ -13,7 +13,7 @@ from ..bench.measure import compare
 from ..loader import load
 from ..pictures import open_picture
 from ..report import Page, figure, write_page
-from .options import answer_row, answer_table, build_pruner, check_output, write_whole
+from .options import answer_row, answer_table, build_pruner, check_output, settings_from, write_whole
 
 
 def run(
@@ -25,6 +25,9 @@ def run(
     alpha: Annotated[float | None, typer.Option(help="Weight of the instruction, in [0, 1].")] = None,
     prune_layer: Annotated[int | None, typer.Option(help="Layer at whose input tokens leave; 0 = before the LLM.")] = None,
     region: Annotated[str | None, typer.Option(help="Source of the tile saliency.")] = None,
+    tuned: Annotated[
+        Path | None, typer.Option("--settings", help="Method and keep as ptp tune found them: tuned.json.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or mps.")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
@@ -37,6 +40,11 @@ def run(
     if not question.strip():
         raise ValueError("A question is needed. Pass one with -q.")
     settings: dict[str, Any] = {"alpha": alpha, "prune_layer": prune_layer, "region": region}
+    if tuned is not None:
+        given = {"--method": method != "pyramid", "--keep": keep != 0.5, "--alpha": alpha is not None}
+        given |= {"--prune-layer": prune_layer is not None, "--region": region is not None}
+        found = settings_from(tuned, model, given)
+        method, keep = found.name, found.keep_ratio
     pruner = build_pruner(method, keep_ratio=keep, **settings)
     check_output(html, force)
     check_output(overlay, force)

@@ -4,6 +4,7 @@ The pruned model is led along the unpruned model's greedy answer, token by token
 next-token distribution is compared. Where its own choice was the same every time, its greedy answer is the same.
 """
 
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,13 @@ class Steps:
         ids: (L,) int64, the answer, its end token included where it ended by itself.
         chosen: (L,) int64, what the model itself would have said next, greedily, after those before.
         logits: (L, vocabulary) float32 of the next token, as the model puts them out.
+        first_token: Seconds until the first token was known.
     """
 
     ids: Tensor
     chosen: Tensor
     logits: Tensor
+    first_token: float = 0.0
 
 
 class _Along(LogitsProcessor):
@@ -32,9 +35,13 @@ class _Along(LogitsProcessor):
 
     def __init__(self, start: int, ids: Tensor | None) -> None:
         self.start, self.ids, self.chosen = start, ids, list[Tensor]()
+        self.began, self.first_token = time.perf_counter(), 0.0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         self.chosen.append(scores.argmax(dim=-1)[0])
+        if len(self.chosen) == 1:
+            int(self.chosen[0])  # a device may still be at work on it
+            self.first_token = time.perf_counter() - self.began
         if self.ids is None:
             return scores
         forced = torch.full_like(scores, -torch.inf)
@@ -67,7 +74,7 @@ def answer(model: Any, inputs: dict[str, Any], max_new_tokens: int, along: Tenso
         return_dict_in_generate=True,
         logits_processor=LogitsProcessorList([steps]),
     )
-    return Steps(out.sequences[0, start:], torch.stack(steps.chosen), torch.cat(out.logits).float())
+    return Steps(out.sequences[0, start:], torch.stack(steps.chosen), torch.cat(out.logits).float(), steps.first_token)
 
 
 def same_answer(full: Steps, pruned: Steps) -> bool:

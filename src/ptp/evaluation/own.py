@@ -16,8 +16,9 @@ from ..conversation import reader
 from ..errors import UnsupportedModelError
 from ..methods.parsing import Variant
 from ..pruner import Pruner
+from ..runtime import PrefillTrace
 from ..runtime.vision import SIGNALS, resolve
-from .agreement import Steps, agreement, answer
+from .agreement import Agreement, Steps, agreement, answer
 from .baselines import FULL
 from .data import Question
 from .encoding import EncoderReader, encoded_already
@@ -81,18 +82,57 @@ class Answered:
         return cls(data["number"], data["text"], tuple(data["answers"]), outcomes)
 
 
+@dataclass(frozen=True)
+class Full:
+    """A question, answered by the unpruned model.
+
+    Attributes:
+        prompt: What `generate` takes. encoded: What the vision encoder made of the pictures. steps: The answer.
+        total: Visual tokens. seconds: Prefill and answer took, encoding of the pictures not counted.
+    """
+
+    prompt: dict[str, Any]
+    encoded: Any
+    steps: Steps
+    total: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Led:
+    """A pruned model, led along the unpruned answer.
+
+    Attributes:
+        agreement: How far it agrees. steps: What it thought. trace: What its prefill kept.
+        seconds: As `Full.seconds`.
+    """
+
+    agreement: Agreement
+    steps: Steps
+    trace: PrefillTrace
+    seconds: float
+
+
 class Asker:
     """Asks one model about pictures, each encoded once for all methods.
 
     Args:
         contenders: All that will be asked: the encoder is read for all of them.
+        others: Pruners that will be asked, too.
 
     Raises:
         UnsupportedModelError: a method reads what this model's encoder does not have.
         ValueError: the methods' windows differ.
     """
 
-    def __init__(self, model: Any, processor: Any, contenders: Sequence[Variant], max_new_tokens: int = 32) -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        contenders: Sequence[Variant],
+        max_new_tokens: int = 32,
+        others: Sequence[Pruner] = (),
+    ) -> None:
         self.model, self.processor, self.max_new_tokens = model, processor, max_new_tokens
         self.adapter = adapter_for(model, reader(model, processor))
         pruners = []
@@ -102,7 +142,7 @@ class Asker:
                 resolve(self.adapter, pruners[-1].reads(self.adapter.vision_depth).vision)
             except UnsupportedModelError as error:
                 raise UnsupportedModelError(f"{contender.name}: {error}") from error
-        self._reader = EncoderReader.of(pruners)
+        self._reader = EncoderReader.of([*pruners, *others])
         self._encoded: OrderedDict[Any, Any] = OrderedDict()
 
     def prepare(self, question: Question) -> dict[str, Any]:
@@ -124,25 +164,48 @@ class Asker:
             pruners: By method and keep ratio.
             metric: Judges an answer where the question has right ones.
         """
-        encoded, prompt = self._encode(question, inputs), self._prompt(inputs)
-        total = self._visual_tokens(prompt["input_ids"], encoded)
+        full = self.unpruned(question, inputs)
+        total, text, count = full.total, self._text(full.steps), len(full.steps.ids)
         score = (lambda text: metric(text, question.answers)) if question.answers else (lambda text: None)
-        with encoded_already(self.model, encoded):
-            started = time.perf_counter()
-            full = answer(self.model, prompt, self.max_new_tokens)
-            seconds = time.perf_counter() - started
-            text, count = self._text(full), len(full.ids)
-            found = [Outcome(FULL, 1.0, text, score(text), True, 0.0, total, total, total, 0, count, seconds)]
+        found = [Outcome(FULL, 1.0, text, score(text), True, 0.0, total, total, total, 0, count, full.seconds)]
         for (method, keep_ratio), pruner in pruners.items():
-            with encoded_already(self.model, encoded), pruner(self.model, self.processor) as trace:
-                started = time.perf_counter()
-                led = answer(self.model, prompt, self.max_new_tokens, along=full.ids)
-                seconds = time.perf_counter() - started
-                newest, agreed = trace.newest, agreement(full, led)
-                own = text if agreed.same else self._text(answer(self.model, prompt, self.max_new_tokens))
-            kept = newest.visual_tokens[1], total, newest.average_tokens, newest.structure_tokens[1], count, seconds
+            led, own = self.led(full, pruner), text
+            if not led.agreement.same:
+                with encoded_already(self.model, full.encoded), pruner(self.model, self.processor):
+                    own = self._text(answer(self.model, full.prompt, self.max_new_tokens))
+            newest, agreed = led.trace, led.agreement
+            kept = newest.visual_tokens[1], total, newest.average_tokens, newest.structure_tokens[1], count, led.seconds
             found.append(Outcome(method, keep_ratio, own, score(own), agreed.same, agreed.kl, *kept))
         return Answered(question.number, question.text, question.answers, tuple(found))
+
+    @torch.inference_mode()
+    def unpruned(self, question: Question, inputs: dict[str, Any]) -> Full:
+        """The unpruned model's greedy answer. Arguments as `ask`."""
+        encoded, prompt = self._encode(question, inputs), self._prompt(inputs)
+        total = self._visual_tokens(prompt["input_ids"], encoded)
+        with encoded_already(self.model, encoded):
+            started = time.perf_counter()
+            steps = answer(self.model, prompt, self.max_new_tokens)
+            return Full(prompt, encoded, steps, total, time.perf_counter() - started)
+
+    @torch.inference_mode()
+    def led(self, full: Full, pruner: Pruner) -> Led:
+        """A pruned model, led along what the unpruned one answered."""
+        with encoded_already(self.model, full.encoded), pruner(self.model, self.processor) as trace:
+            started = time.perf_counter()
+            steps = answer(self.model, full.prompt, self.max_new_tokens, along=full.steps.ids)
+            return Led(agreement(full.steps, steps), steps, trace.newest, time.perf_counter() - started)
+
+    @torch.inference_mode()
+    def prefill(self, full: Full, inputs: dict[str, Any], pruner: Pruner) -> PrefillTrace:
+        """Read a prompt about the pictures of a question that has been asked, under a pruner, and say nothing.
+
+        Args:
+            inputs: What `prepare` made of the pictures and other words.
+        """
+        with encoded_already(self.model, full.encoded), pruner(self.model, self.processor) as trace:
+            answer(self.model, self._prompt(inputs), 1)
+            return trace.newest
 
     def _text(self, steps: Steps) -> str:
         return self.processor.batch_decode(steps.ids[None], skip_special_tokens=True)[0].strip()
