@@ -118,6 +118,8 @@ def test_the_commands_are_ones_that_the_programs_take(page):
                 assert [part["type"] for part in json.loads(given)["messages"][0]["content"]] == ["image_url", "text"]
             case ["for", "preset", "in", *presets]:
                 assert {preset.rstrip(";") for preset in presets[:-1]} <= {*FAMILY_PRESETS, *measured()}
+            case ["python", script, "--data", _, "--model", _]:
+                assert f"as `{script}`" in (ROOT / page).read_text(), "the page itself has it"
             case ["done"]:
                 pass
             case _:
