@@ -1,0 +1,119 @@
+"""Hands unfinished shards to a pool of workers, and looks on."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from . import shards
+from .job import Job
+from .worker import Worker
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray tells its makers about every cluster otherwise
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
+from ray.exceptions import RayError
+
+READERS = 2
+"""Tasks that read the input at a time."""
+AHEAD = 2
+"""Shards that are with a worker: one in work, and the next."""
+RESTARTS, RETRIES = 20, 5
+"""How often a worker that died is started again, and a shard tried again; then something is wrong with more than luck."""
+
+
+@contextlib.contextmanager
+def connected(workers: int, say: Callable[[str], object]) -> Iterator[None]:
+    """Be connected to the cluster that RAY_ADDRESS names, or to one of this machine's own, as long as the context lasts.
+
+    Args:
+        workers: That there must be room for.
+        say: Is told of a cluster.
+
+    Raises:
+        ValueError: the cluster cannot be reached.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    own: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False}
+    try:
+        ray.init(**({} if address else own), log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, RayError) as error:
+        where = f"The Ray cluster at RAY_ADDRESS={address} cannot be reached" if address else "Ray cannot be started here"
+        raise ValueError(f"{where} ({_first_line(error)}). Check that it runs.") from error
+    try:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        if address:
+            found = ray.cluster_resources()
+            have = f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs"
+            say(f"On the Ray cluster at {address}: {have}, {workers} workers.")
+        yield
+    finally:
+        ray.shutdown()
+
+
+def run(job: Job, workers: int, gpus_per_worker: float, advance: Callable[[int], object]) -> None:
+    """Finish all shards. Ray is connected.
+
+    Args:
+        gpus_per_worker: May be a fraction: so many workers share one.
+        advance: Is told how many rows were finished, shard by shard.
+
+    Raises:
+        ValueError: what is wrong for all rows; or workers died again and again.
+    """
+    while todo := shards.unfinished(job):
+        before = len(todo)
+        try:
+            for shard, problem in _results(job, todo, workers, gpus_per_worker):
+                if problem:
+                    raise ValueError(problem)
+                advance(job.size(shard))
+        except RayError as error:
+            raise ValueError(
+                f"Workers died more often than {RETRIES} times on a shard, or a machine was lost ({_first_line(error)}). Is there memory "
+                "for so many workers? What was finished is kept: give the same command again."
+            ) from error
+        if len(shards.unfinished(job)) == before:
+            raise ValueError(f"Nothing of {before} shards was written to {str(job.out)!r}. Do the workers see the same folder?")
+
+
+def _results(job: Job, todo: list[int], workers: int, gpus: float) -> Iterator[tuple[int, str]]:
+    """(shard, problem) as they come."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    # A block is what Ray hands on at a time, and it fills them up to this many bytes. One shard each: then all workers have
+    # something from the beginning, and what waits in memory is a few shards, not hundreds of MiB.
+    context.target_max_block_size = 1
+    runs = shards.plan(job, todo)
+
+    def read(batch: pa.Table) -> Iterator[pa.Table]:
+        for part in batch.to_pylist():
+            for shard, rows in shards.read_shards(job, **part):
+                yield shards.pack(shard, rows)
+
+    found = (
+        ray.data.from_items(runs, override_num_blocks=len(runs))
+        # No CPU, or readers would take a worker's place; and what asks for other resources stays a step of its own.
+        .map_batches(read, batch_size=1, batch_format="pyarrow", num_cpus=0, compute=TaskPoolStrategy(size=READERS))
+        .map_batches(
+            Worker,
+            fn_constructor_args=(job,),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=AHEAD),
+            num_cpus=1,
+            num_gpus=gpus or None,
+            max_restarts=RESTARTS,
+            max_task_retries=RETRIES,
+        )
+    )
+    for batch in found.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
+        yield from zip(batch["shard"].to_pylist(), batch["problem"].to_pylist(), strict=True)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

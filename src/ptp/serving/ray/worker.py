@@ -1,0 +1,111 @@
+"""A worker of the pool: one model, one shard at a time."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+
+from ...errors import UnsupportedModelError
+from ...evaluation.data import question_of
+from . import engines, shards
+from .job import Job
+
+
+class Worker:
+    """An actor of Ray Data's pool.
+
+    It never raises: what is wrong for all rows comes back as a `problem`, in words, since an exception that crosses processes
+    arrives wrapped in tracebacks.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.problem = job, ""
+        try:
+            self.engine = engines.build(job)
+        except Exception as error:
+            self.problem = _said(error)
+
+    def __call__(self, packed: pa.Table) -> pa.Table:
+        """Finish shards.
+
+        Args:
+            packed: As `shards.pack` makes them.
+
+        Returns:
+            A row for each: `shard`, and `problem`, empty where its files are written.
+        """
+        numbers, problems = [], []
+        for shard, rows in shards.unpack(packed):
+            numbers.append(shard)
+            problems.append(self.problem or self._finish(shard, rows))
+        return pa.table({"shard": pa.array(numbers, pa.int64()), "problem": pa.array(problems, pa.string())})
+
+    def _finish(self, shard: int, rows: pa.Table) -> str:
+        """Answer a shard and write its files; why not, where that cannot be."""
+        if shards.is_finished(self.job.out, shard):
+            return ""  # Ray gave it to a worker that died after the last step
+        try:
+            answers, bad, unexpected = self._answer(shard * self.job.shard_rows, rows.to_pylist())
+            if unexpected and not answers:
+                return f"no row of shard {shard} could be answered, the last for {unexpected}"
+            shards.write_shard(self.job, shard, rows, answers, bad)
+        except Exception as error:
+            return _said(error)
+        return ""
+
+    def _answer(self, first: int, rows: Sequence[dict[str, Any]]) -> tuple[list[shards.Finished], dict[int, str], str]:
+        """The answers, the reasons of bad rows, and the newest of these that no row is known to be to blame for."""
+        bad: dict[int, str] = {}
+        found: list[shards.Finished] = []
+        asked: list[tuple[int, engines.Asked]] = []
+        unexpected = ""
+
+        def ask() -> None:
+            nonlocal unexpected
+            for numbers, answers, error in _apart_where_needed(self.engine, asked):
+                if error is None:
+                    found.extend(
+                        shards.Finished(number, one.text, one.visual_tokens)
+                        for number, one in zip(numbers, answers, strict=True)
+                    )
+                else:
+                    bad[numbers[0]] = _said(error)
+                    unexpected = unexpected if isinstance(error, ValueError) else _said(error)
+            asked.clear()
+
+        for number, row in enumerate(rows, first):
+            try:
+                asked.append((number, self._open(number, row)))
+            except ValueError as error:
+                bad[number] = str(error)
+            if len(asked) == self.engine.together:
+                ask()
+        if asked:
+            ask()
+        return found, bad, unexpected
+
+    def _open(self, number: int, row: dict[str, Any]) -> tuple[list[Image.Image], str]:
+        question = question_of(number, row, self.job.data.parent)
+        if not question.pictures:
+            raise ValueError("image must be a picture or several, got an empty list")
+        return question.open(), question.text
+
+
+def _apart_where_needed(engine: Any, asked: Sequence[tuple[int, engines.Asked]]) -> Any:
+    """(numbers, answers, error) of rows asked together; where that goes wrong, of each alone, which tells who is to blame."""
+    numbers = [number for number, _ in asked]
+    try:
+        return [(numbers, engine.answer([one for _, one in asked]), None)]
+    except UnsupportedModelError:
+        raise
+    except Exception as error:
+        if len(asked) == 1:
+            return [(numbers, [], error)]
+    return [part for one in asked for part in _apart_where_needed(engine, [one])]
+
+
+def _said(error: BaseException) -> str:
+    """An error in one line; of what is no message to users, the kind too."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ValueError | UnsupportedModelError) else f"{type(error).__name__}: {text}"
