@@ -40,7 +40,8 @@ def batch(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of a worker.")] = 1,
 ) -> None:
     """Answer a parquet file of questions about pictures, pruned, on this machine or on the Ray cluster of RAY_ADDRESS."""
-    pruner = build_pruner(method, keep_ratio=keep, alpha=alpha, prune_layer=prune_layer, region=region, record_scores=False)
+    flags: dict[str, Any] = {"alpha": alpha, "prune_layer": prune_layer, "region": region}
+    pruner = dataclasses.replace(build_pruner(method, keep_ratio=keep, **flags), record_scores=False)
     name = parse_variant(method).method
     arguments = _engine_arguments(engine_args, engine)
     device = _device(device, gpus_per_worker)
@@ -57,7 +58,7 @@ def batch(
     versions = engines.versions(engine)
     job = Job(
         data.resolve(), out.resolve(), about["rows"], shard_rows, _where(model), name, pruner, engine, arguments,
-        max_new_tokens, batch_size, device, dtype, threads, settings, versions,
+        max_new_tokens, batch_size, device, dtype, threads, workers, settings, versions,
     )  # fmt: skip
     if engine == "vllm":
         engines.vllm_arguments(job)  # a method that decides inside the language model is refused before anything is made
@@ -65,10 +66,10 @@ def batch(
         raise ValueError(MISSING)
     open_folder(out, {"data": about, "settings": settings, "shard_rows": shard_rows, "versions": versions})
     with only_one(out):
-        _work(job, out, workers, gpus_per_worker)
+        _work(job, out, gpus_per_worker)
 
 
-def _work(job: Any, out: Path, workers: int, gpus_per_worker: float) -> None:
+def _work(job: Any, out: Path, gpus_per_worker: float) -> None:
     from ..serving.ray import driver, shards
 
     console = Console()
@@ -79,10 +80,10 @@ def _work(job: Any, out: Path, workers: int, gpus_per_worker: float) -> None:
     try:
         if left:
             bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            with driver.connected(workers, lambda text: console.print(text, highlight=False, markup=False)):  # noqa: SIM117
+            with driver.connected(job.workers, lambda text: console.print(text, highlight=False, markup=False)):  # noqa: SIM117
                 with Progress(*bars, console=console, transient=True) as progress:
                     bar = progress.add_task("Rows", total=job.rows, completed=job.rows - left)
-                    driver.run(job, workers, gpus_per_worker, lambda rows: progress.advance(bar, rows))
+                    driver.run(job, gpus_per_worker, lambda rows: progress.advance(bar, rows))
     except KeyboardInterrupt:
         done = job.rows - sum(job.size(shard) for shard in shards.unfinished(job))
         stop(f"interrupted: {done:,} of {job.rows:,} rows are finished. The same command goes on.", INTERRUPTED)

@@ -18,12 +18,12 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy
 from ray.exceptions import RayError
 
+SILENT = logging.CRITICAL + 1
+"""Ray says every error twice, with tracebacks; here it is said once, in a line. Its log files have them."""
 READERS = 2
 """Tasks that read the input at a time."""
 AHEAD = 2
 """Shards that are with a worker: one in work, and the next."""
-RESTARTS, RETRIES = 20, 5
-"""How often a worker that died is started again, and a shard tried again; then something is wrong with more than luck."""
 
 
 @contextlib.contextmanager
@@ -40,12 +40,13 @@ def connected(workers: int, say: Callable[[str], object]) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     own: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False}
     try:
-        ray.init(**({} if address else own), log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(**({} if address else own), log_to_driver=False, logging_level=SILENT)
     except (ConnectionError, RuntimeError, RayError) as error:
         where = f"The Ray cluster at RAY_ADDRESS={address} cannot be reached" if address else "Ray cannot be started here"
         raise ValueError(f"{where} ({_first_line(error)}). Check that it runs.") from error
     try:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        for name in ("ray", "ray.data"):
+            logging.getLogger(name).setLevel(SILENT)
         if address:
             found = ray.cluster_resources()
             have = f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs"
@@ -55,7 +56,7 @@ def connected(workers: int, say: Callable[[str], object]) -> Iterator[None]:
         ray.shutdown()
 
 
-def run(job: Job, workers: int, gpus_per_worker: float, advance: Callable[[int], object]) -> None:
+def run(job: Job, gpus_per_worker: float, advance: Callable[[int], object]) -> None:
     """Finish all shards. Ray is connected.
 
     Args:
@@ -63,25 +64,24 @@ def run(job: Job, workers: int, gpus_per_worker: float, advance: Callable[[int],
         advance: Is told how many rows were finished, shard by shard.
 
     Raises:
-        ValueError: what is wrong for all rows; or workers died again and again.
+        ValueError: what is wrong for all rows, or that workers die again and again.
     """
     while todo := shards.unfinished(job):
         before = len(todo)
         try:
-            for shard, problem in _results(job, todo, workers, gpus_per_worker):
+            for shard, problem in _results(job, todo, gpus_per_worker):
                 if problem:
                     raise ValueError(problem)
                 advance(job.size(shard))
         except RayError as error:
             raise ValueError(
-                f"Workers died more often than {RETRIES} times on a shard, or a machine was lost ({_first_line(error)}). Is there memory "
-                "for so many workers? What was finished is kept: give the same command again."
+                f"Ray gave up: {_first_line(error)} What was finished is kept: give the same command again."
             ) from error
         if len(shards.unfinished(job)) == before:
             raise ValueError(f"Nothing of {before} shards was written to {str(job.out)!r}. Do the workers see the same folder?")
 
 
-def _results(job: Job, todo: list[int], workers: int, gpus: float) -> Iterator[tuple[int, str]]:
+def _results(job: Job, todo: list[int], gpus: float) -> Iterator[tuple[int, str]]:
     """(shard, problem) as they come."""
     context = DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
@@ -92,8 +92,7 @@ def _results(job: Job, todo: list[int], workers: int, gpus: float) -> Iterator[t
 
     def read(batch: pa.Table) -> Iterator[pa.Table]:
         for part in batch.to_pylist():
-            for shard, rows in shards.read_shards(job, **part):
-                yield shards.pack(shard, rows)
+            yield from packed_shards(job, **part)
 
     found = (
         ray.data.from_items(runs, override_num_blocks=len(runs))
@@ -104,15 +103,22 @@ def _results(job: Job, todo: list[int], workers: int, gpus: float) -> Iterator[t
             fn_constructor_args=(job,),
             batch_size=1,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=AHEAD),
+            compute=ActorPoolStrategy(size=job.workers, max_tasks_in_flight_per_actor=AHEAD),
             num_cpus=1,
             num_gpus=gpus or None,
-            max_restarts=RESTARTS,
-            max_task_retries=RETRIES,
         )
     )
     for batch in found.iter_batches(batch_size=None, prefetch_batches=0, batch_format="pyarrow"):
         yield from zip(batch["shard"].to_pylist(), batch["problem"].to_pylist(), strict=True)
+
+
+def packed_shards(job: Job, group: int, row: int, todo: list[int]) -> Iterator[pa.Table]:
+    """The shards of a run, ready to travel; or, as workers do, what is wrong in words. Arguments as `shards.plan` has them."""
+    try:
+        for shard, rows in shards.read_shards(job, group, row, todo):
+            yield shards.pack(shard, rows)
+    except (ValueError, OSError, pa.ArrowException) as error:
+        yield shards.refusal(f"{str(job.data)!r} cannot be read on: {_first_line(error)}")
 
 
 def _first_line(error: BaseException) -> str:

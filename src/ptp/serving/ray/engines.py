@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from transformers import AutoConfig
 
 from ... import __version__
 from ...loader import load, load_processor
@@ -75,9 +76,13 @@ class Transformers:
 
 
 class Vllm:
-    """vLLM's own engine; its plugin prunes."""
+    """vLLM's own engine; its plugin prunes.
 
-    def __init__(self, job: Job) -> None:
+    Args:
+        llm: One that is running; None starts one as the job has it.
+    """
+
+    def __init__(self, job: Job, llm: Any = None) -> None:
         # In the worker's own process: an engine in another one would outlive a worker that is killed.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -90,11 +95,11 @@ class Vllm:
                 "--engine vllm needs vLLM where the workers are. Install it with: pip install 'pyramid-token-pruning[vllm]'"
             ) from error
         path = str(WEIGHTS if job.model is None else job.model)
+        self.together = job.shard_rows
         self.processor = load_processor(path)
+        self.image_id = AutoConfig.from_pretrained(path).image_token_id
         self.sampling = vllm.SamplingParams(max_tokens=job.max_new_tokens, temperature=0)
-        self.keep_ratio, self.pruner, self.together = job.pruner.keep_ratio, job.pruner, job.shard_rows
-        self.llm = vllm.LLM(path, **vllm_arguments(job))
-        self.image_id = self.llm.get_tokenizer().convert_tokens_to_ids(self.processor.image_token)
+        self.llm = vllm.LLM(path, **vllm_arguments(job)) if llm is None else llm
 
     def answer(self, asked: Sequence[Asked]) -> list[Answered]:
         """Answer some questions; the engine batches them itself. Errors as `Transformers.answer`."""

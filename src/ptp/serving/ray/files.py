@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, whatever is killed while they are written."""
 
+import contextlib
 import os
 import uuid
 from collections.abc import Callable
@@ -25,8 +26,23 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+def begin(folder: Path, what: str, most: int) -> bool:
+    """Leave a mark that something is begun; False where `most` that began the same before did not come to `end` it."""
+    for number in range(most):
+        with contextlib.suppress(FileExistsError):
+            (folder / f"{UNFINISHED}{what}-{number}").touch(exist_ok=False)
+            return True
+    return False
+
+
+def end(folder: Path, what: str) -> None:
+    """It came to its end: take the marks away."""
+    for path in folder.glob(f"{UNFINISHED}{what}-*"):
+        path.unlink(missing_ok=True)
+
+
 def clear_unfinished(folder: Path) -> None:
-    """Remove what writers that were killed left in a folder."""
+    """Remove what an earlier run that was killed left in a folder: marks, and files that were being written."""
     for path in folder.glob(f"{UNFINISHED}*"):
         path.unlink(missing_ok=True)
 

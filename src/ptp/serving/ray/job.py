@@ -30,7 +30,7 @@ class Job:
         method: Its key in `METHODS`. pruner: The method, with its settings.
         engine: One of `ENGINES`. engine_args: Further arguments of `vllm.LLM`.
         batch_size: Rows that go through the model together; None is the engine's own choice.
-        device, dtype, threads: Of each worker.
+        device, dtype, threads: Of each worker. workers: How many there are.
         settings: What decides the answers, as JSON holds it: of a folder once, and beside every answer.
         versions: Of the packages that do.
     """
@@ -49,6 +49,7 @@ class Job:
     device: str = "cpu"
     dtype: str | None = None
     threads: int = 1
+    workers: int = 1
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
 

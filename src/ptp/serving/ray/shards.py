@@ -143,13 +143,24 @@ def pack(shard: int, rows: pa.Table) -> pa.Table:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as writer:
         writer.write_table(rows)
-    return pa.table({"shard": pa.array([shard]), "rows": pa.array([sink.getvalue()], pa.large_binary())})
+    return _packed(shard, sink.getvalue().to_pybytes(), "")
 
 
-def unpack(packed: pa.Table) -> Iterator[tuple[int, pa.Table]]:
-    """What `pack` made, of each row."""
-    for shard, rows in zip(packed["shard"], packed["rows"], strict=True):
-        yield shard.as_py(), pa.ipc.open_stream(rows.as_buffer()).read_all()
+def refusal(problem: str) -> pa.Table:
+    """What comes instead of a shard that cannot be read."""
+    return _packed(-1, b"", problem)
+
+
+def _packed(shard: int, rows: bytes, problem: str) -> pa.Table:
+    columns = {"shard": pa.array([shard]), "rows": pa.array([rows], pa.large_binary()), "problem": pa.array([problem])}
+    return pa.table(columns)
+
+
+def unpack(packed: pa.Table) -> Iterator[tuple[int, pa.Table | None, str]]:
+    """What `pack` or `refusal` made, of each row: (shard, its rows, problem); where there is a problem, no rows."""
+    for shard, rows, problem in zip(*(packed[name] for name in ("shard", "rows", "problem")), strict=True):
+        said = problem.as_py()
+        yield shard.as_py(), None if said else pa.ipc.open_stream(rows.as_buffer()).read_all(), said
 
 
 def write_shard(job: Job, shard: int, rows: pa.Table, answers: Sequence[Finished], bad: dict[int, str]) -> None:

@@ -8,8 +8,12 @@ from PIL import Image
 
 from ...errors import UnsupportedModelError
 from ...evaluation.data import question_of
-from . import engines, shards
+from . import engines, files, shards
 from .job import Job
+
+DEATHS = 5
+"""So many workers may die over one shard, or in a row while they load the model: Ray itself would try for ever."""
+MEMORY = "Is there memory for so many workers? Lower --workers or --batch-size; what was finished is kept."
 
 
 class Worker:
@@ -20,9 +24,12 @@ class Worker:
     """
 
     def __init__(self, job: Job) -> None:
-        self.job, self.problem = job, ""
+        self.job, self.problem, self.marks = job, "", job.out / shards.PARTS
         try:
+            if not files.begin(self.marks, "load", DEATHS + job.workers):
+                raise ValueError(f"workers died {DEATHS} times while they loaded the model. {MEMORY}")
             self.engine = engines.build(job)
+            files.end(self.marks, "load")
         except Exception as error:
             self.problem = _said(error)
 
@@ -36,23 +43,31 @@ class Worker:
             A row for each: `shard`, and `problem`, empty where its files are written.
         """
         numbers, problems = [], []
-        for shard, rows in shards.unpack(packed):
+        for shard, rows, problem in shards.unpack(packed):
             numbers.append(shard)
-            problems.append(self.problem or self._finish(shard, rows))
+            problems.append(problem or self.problem or self._finish(shard, rows))
         return pa.table({"shard": pa.array(numbers, pa.int64()), "problem": pa.array(problems, pa.string())})
 
-    def _finish(self, shard: int, rows: pa.Table) -> str:
+    def _finish(self, shard: int, rows: Any) -> str:
         """Answer a shard and write its files; why not, where that cannot be."""
         if shards.is_finished(self.job.out, shard):
             return ""  # Ray gave it to a worker that died after the last step
+        what = f"answer-{shard:08d}"
         try:
+            if not files.begin(self.marks, what, DEATHS):
+                return f"{DEATHS} workers died while they answered {self._rows(shard)}. {MEMORY}"
             answers, bad, unexpected = self._answer(shard * self.job.shard_rows, rows.to_pylist())
             if unexpected and not answers:
-                return f"no row of shard {shard} could be answered, the last for {unexpected}"
+                return f"{self._rows(shard)}: none could be answered, the last for {unexpected}"
             shards.write_shard(self.job, shard, rows, answers, bad)
+            files.end(self.marks, what)
         except Exception as error:
             return _said(error)
         return ""
+
+    def _rows(self, shard: int) -> str:
+        first = shard * self.job.shard_rows
+        return f"rows {first} to {first + self.job.size(shard) - 1}"
 
     def _answer(self, first: int, rows: Sequence[dict[str, Any]]) -> tuple[list[shards.Finished], dict[int, str], str]:
         """The answers, the reasons of bad rows, and the newest of these that no row is known to be to blame for."""
