@@ -12,8 +12,8 @@ from ..pictures import open_picture
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 BATCH = 64
 """Rows held at a time."""
-BUFFER = 1 << 20
-"""Bytes of a parquet column read at a time; pyarrow otherwise takes a whole row group of it into memory."""
+IN_PARTS: dict[str, Any] = {"buffer_size": 1 << 20, "pre_buffer": False}
+"""How parquet is opened: a column's bytes come so many at a time. pyarrow otherwise takes a whole row group into memory."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def _batches(path: Path) -> Iterator[Any]:
     if path.stat().st_size == 0:
         return
     if path.suffix == ".parquet":
-        yield from pyarrow.parquet.ParquetFile(path, buffer_size=BUFFER).iter_batches(BATCH)
+        yield from pyarrow.parquet.ParquetFile(path, **IN_PARTS).iter_batches(BATCH)
     elif path.suffix == ".csv":
         strings = dict.fromkeys(("image", "question", "answer", "answers"), pyarrow.string())  # "007" stays what it is
         yield from pyarrow.csv.open_csv(path, convert_options=pyarrow.csv.ConvertOptions(column_types=strings))

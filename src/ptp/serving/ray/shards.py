@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ...evaluation.data import BATCH, BUFFER
+from ...evaluation.data import BATCH, IN_PARTS
 from .files import clear_unfinished, write_whole
 from .job import Job
 
@@ -108,7 +108,7 @@ def read_shards(job: Job, group: int, row: int, todo: Sequence[int]) -> Iterator
     Which shards come depends on the arguments alone, not on what has been finished meanwhile: Ray, where it reads again after a
     loss, counts on the same pieces in the same order.
     """
-    with pq.ParquetFile(job.data, buffer_size=BUFFER) as file:
+    with pq.ParquetFile(job.data, **IN_PARTS) as file:
         columns = [name for name in COLUMNS if name in file.schema_arrow.names]
         groups = list(range(group, file.metadata.num_row_groups))
         wanted = iter(todo)
