@@ -163,11 +163,12 @@ def test_a_worker_answers_as_plain_generate_does_and_says_what_was_wrong(tmp_pat
 class Moody:
     """An engine that fails where a question says so."""
 
-    together = 4
+    together, broken = 4, False
 
     def answer(self, asked):
+        self.broken = self.broken or any(text == "break" for _, text in asked)
         for _, text in asked:
-            if text == "no memory":
+            if text == "no memory" or self.broken:
                 raise RuntimeError("no memory\nleft")
             if text == "too long":
                 raise ValueError("too long")
@@ -194,10 +195,12 @@ def test_a_row_that_fails_in_a_batch_fails_alone(tmp_path):
     assert [(one["row"], one["reason"]) for one in errors] == [(1, "RuntimeError: no memory left"), (5, "too long")]
 
 
-def test_where_every_row_fails_for_no_reason_of_its_own_the_run_ends(tmp_path):
-    answers, errors, problem = moody(tmp_path, ["no memory", "no memory"])
+@pytest.mark.parametrize("texts", [["no memory", "no memory"], ["a", "b", "c", "d", "break", "e"]])
+def test_where_the_model_answers_nothing_any_more_no_row_is_called_bad(tmp_path, texts):
+    """From the beginning, or from some row on."""
+    answers, errors, problem = moody(tmp_path, texts)
     assert not answers and not errors
-    assert problem == "rows 0 to 1: none could be answered, the last for RuntimeError: no memory left"
+    assert problem.startswith("the model does not answer any more: RuntimeError: no memory left (in rows 0 to ")
 
 
 def test_what_kills_its_workers_is_not_tried_for_ever(tmp_path, monkeypatch):
@@ -398,7 +401,9 @@ def start(folder: Path, out: str, *more: str, data: str = "questions.parquet", *
     command = [sys.executable, "-m", "ptp", "batch", data, "--out", out, *OPTIONS, *more]
     made = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
     made |= {"RAY_worker_niceness": "0", **environment}  # a machine that does other things beside would starve nice workers
-    return subprocess.Popen(command, cwd=folder, env=made, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, env=made, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def ended(process: subprocess.Popen) -> tuple[int, str, str]:
@@ -496,7 +501,7 @@ def test_what_is_killed_or_stopped_goes_on_and_ends_the_same(folder, whole):
     first.communicate()
     second = start(folder, "killed")
     until_parts(second, out, parts(out) + 3)
-    second.send_signal(signal.SIGINT)
+    os.killpg(second.pid, signal.SIGINT)  # as a terminal does it
     code, _, err = ended(second)
     done = parts(out)
     assert code == 130 and err.strip().splitlines()[-1].startswith("ptp: interrupted: "), err

@@ -57,7 +57,7 @@ def batch(
     del settings["record_scores"]
     versions = engines.versions(engine)
     job = Job(
-        data.resolve(), out.resolve(), about["rows"], shard_rows, _where(model), name, pruner, engine, arguments,
+        data.absolute(), out.absolute(), about["rows"], shard_rows, _where(model), name, pruner, engine, arguments,
         max_new_tokens, batch_size, device, dtype, threads, workers, settings, versions,
     )  # fmt: skip
     if engine == "vllm":
@@ -122,4 +122,4 @@ def _device(device: str | None, gpus_per_worker: float) -> str:
 
 def _where(model: str | None) -> str | None:
     """A directory's whole path: workers stand elsewhere. A hub id as it is."""
-    return str(Path(model).resolve()) if model is not None and Path(model).is_dir() else model
+    return str(Path(model).absolute()) if model is not None and Path(model).is_dir() else model

@@ -25,6 +25,7 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self.job, self.problem, self.marks = job, "", job.out / shards.PARTS
+        self.known: engines.Asked | None = None
         try:
             if not files.begin(self.marks, "load", DEATHS + job.workers):
                 raise ValueError(f"workers died {DEATHS} times while they loaded the model. {MEMORY}")
@@ -57,13 +58,23 @@ class Worker:
             if not files.begin(self.marks, what, DEATHS):
                 return f"{DEATHS} workers died while they answered {self._rows(shard)}. {MEMORY}"
             answers, bad, unexpected = self._answer(shard * self.job.shard_rows, rows.to_pylist())
-            if unexpected and not answers:
-                return f"{self._rows(shard)}: none could be answered, the last for {unexpected}"
+            if unexpected and not self._answers_still():
+                return f"the model does not answer any more: {unexpected} (in {self._rows(shard)}). What was finished is kept."
             shards.write_shard(self.job, shard, rows, answers, bad)
             files.end(self.marks, what)
         except Exception as error:
             return _said(error)
         return ""
+
+    def _answers_still(self) -> bool:
+        """Whether the engine still answers what it has answered once: then it is the rows that are to blame."""
+        if self.known is None:
+            return False
+        try:
+            self.engine.answer([self.known])
+        except Exception:
+            return False
+        return True
 
     def _rows(self, shard: int) -> str:
         first = shard * self.job.shard_rows
@@ -80,6 +91,7 @@ class Worker:
             nonlocal unexpected
             for numbers, answers, error in _apart_where_needed(self.engine, asked):
                 if error is None:
+                    self.known = self.known or next(one for number, one in asked if number == numbers[0])
                     found.extend(
                         shards.Finished(number, one.text, one.visual_tokens)
                         for number, one in zip(numbers, answers, strict=True)
