@@ -179,7 +179,7 @@ def moody(tmp_path: Path, texts: list[str]) -> tuple[list[dict], list[dict], str
     picture, made = next(iter(load_demo()[0].values())), tmp_path / "a.parquet"
     picture.save(tmp_path / "a.png")
     pq.write_table(pa.table({"image": ["a.png"] * len(texts), "question": texts}), made)
-    job = job_of(made, tmp_path / "out", len(texts), model=None)
+    job = job_of(made, tmp_path / "out", len(texts))
     job.out.mkdir()
     shards.prepare(job.out)
     worker = Worker(job)
