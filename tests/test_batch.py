@@ -38,7 +38,7 @@ WRONG = {3: "question must be a text", 20: "is not a picture", 21: "does not exi
 
 
 def small_questions(path: Path, rows: int, group: int) -> None:
-    """Write a parquet file of questions about small pieces of the demo's pictures, each its own; the first five rows are bad."""
+    """Write a parquet file of questions about small pieces of the demo's pictures; the first five rows are bad."""
     pictures, asked = load_demo()
     chance, made = random.Random(0), []
     for row in range(rows):
