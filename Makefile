@@ -63,10 +63,11 @@ test-ui: $(UI)/.ready
 
 # lmms-eval's own command line, offline. Without its dependencies: they take in a torchvision that does not import next to torch
 # for CPUs. A minute for the environment and three for the tests on two busy cores.
-$(LMMS)/.ready: pyproject.toml constraints.txt
+$(LMMS)/.ready: pyproject.toml constraints.txt constraints-lmms.txt
 	$(PYTHON) -m venv $(LMMS)
 	$(LMMS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(LMMS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[data]" pytest $(LMMS_NEEDS)
+	$(LMMS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-lmms.txt -e ".[data]" \
+		pytest $(LMMS_NEEDS)
 	$(LMMS)/bin/pip install --quiet --disable-pip-version-check --no-deps $(LMMS_EVAL)
 	touch $@
 
