@@ -410,6 +410,34 @@ def test_ray_is_an_extra(folder, monkeypatch, capfd):
     assert code == 2 and said == "ptp: ptp batch needs Ray Data. Install it with: pip install 'pyramid-token-pruning[ray]'\n"
 
 
+@needs_ray
+def test_readers_wait_for_what_they_have_read(tmp_path, monkeypatch):
+    """However much there is: two workers, six shards on the way."""
+    from ptp.serving.ray import driver
+
+    pq.write_table(pa.table({"question": ["a"] * 80, "image": ["a.png"] * 80}), tmp_path / "a.parquet")
+    job, waited = job_of(tmp_path / "a.parquet", tmp_path, 4, workers=2), []
+    shards.prepare(job.out)
+
+    def finish_one(seconds):
+        waited.append(len(taken))
+        (tmp_path / shards.PARTS / shards.part_name(len(waited) - 1)).touch()
+
+    monkeypatch.setattr(driver.time, "sleep", finish_one)
+    taken: list = []
+    for packed in driver.packed_shards(job, 0, 0, list(range(20))):
+        taken.append(packed["shard"][0].as_py())
+    assert taken == list(range(20)) and waited == list(range(6, 20))
+    (refused,) = driver.packed_shards(job_of(tmp_path / "a.parquet", tmp_path, 4), 7, 0, [0])
+    assert "cannot be read on" in refused["problem"][0].as_py()
+
+
+@needs_ray
+def test_gpus_that_are_not_there_are_not_waited_for(folder):
+    code, _, err = ended(start(folder, "gpus", "--gpus-per-worker", "50"))
+    assert code == 2 and "2 workers with 50 GPUs each need 100, and this machine has" in err.strip().splitlines()[-1]
+
+
 def start(folder: Path, out: str, *more: str, data: str = "questions.parquet", **environment: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "ptp", "batch", data, "--out", out, *OPTIONS, *more]
     made = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "160", "OMP_NUM_THREADS": "1"}

@@ -80,10 +80,11 @@ def _work(job: Any, out: Path, gpus_per_worker: float) -> None:
     try:
         if left:
             bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            with driver.connected(job.workers, lambda text: console.print(text, highlight=False, markup=False)):  # noqa: SIM117
-                with Progress(*bars, console=console, transient=True) as progress:
-                    bar = progress.add_task("Rows", total=job.rows, completed=job.rows - left)
-                    driver.run(job, gpus_per_worker, lambda rows: progress.advance(bar, rows))
+            shown = Progress(*bars, console=console, transient=True)
+            say = lambda text: console.print(text, highlight=False, markup=False)  # noqa: E731
+            with driver.connected(job.workers, gpus_per_worker, say), shown as progress:
+                bar = progress.add_task("Rows", total=job.rows, completed=job.rows - left)
+                driver.run(job, gpus_per_worker, lambda rows: progress.advance(bar, rows))
     except KeyboardInterrupt:
         done = job.rows - sum(job.size(shard) for shard in shards.unfinished(job))
         stop(f"interrupted: {done:,} of {job.rows:,} rows are finished. The same command goes on.", INTERRUPTED)

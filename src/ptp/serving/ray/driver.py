@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,17 +26,20 @@ READERS = 2
 AHEAD = 2
 """Shards that are with a worker: one in work, and the next."""
 
+PAUSE = 0.05
+"""Seconds between two looks whether a shard is finished."""
+
 
 @contextlib.contextmanager
-def connected(workers: int, say: Callable[[str], object]) -> Iterator[None]:
+def connected(workers: int, gpus: float, say: Callable[[str], object]) -> Iterator[None]:
     """Be connected to the cluster that RAY_ADDRESS names, or to one of this machine's own, as long as the context lasts.
 
     Args:
-        workers: That there must be room for.
+        workers: How many there will be. gpus: Of each.
         say: Is told of a cluster.
 
     Raises:
-        ValueError: the cluster cannot be reached.
+        ValueError: the cluster cannot be reached, or this machine has not so many GPUs.
     """
     address = os.environ.get("RAY_ADDRESS")
     own: dict[str, Any] = {"address": "local", "num_cpus": workers, "include_dashboard": False}
@@ -47,8 +51,13 @@ def connected(workers: int, say: Callable[[str], object]) -> Iterator[None]:
     try:
         for name in ("ray", "ray.data"):
             logging.getLogger(name).setLevel(SILENT)
-        if address:
-            found = ray.cluster_resources()
+        found = ray.cluster_resources()
+        if not address and (have := found.get("GPU", 0)) < workers * gpus:
+            raise ValueError(
+                f"{workers} workers with {gpus:g} GPUs each need {workers * gpus:g}, and this machine has {have:g}. Lower "
+                "--workers or --gpus-per-worker, or set RAY_ADDRESS to a cluster."
+            )
+        if address:  # may grow while it runs
             have = f"{found.get('CPU', 0):g} CPUs and {found.get('GPU', 0):g} GPUs"
             say(f"On the Ray cluster at {address}: {have}, {workers} workers.")
         yield
@@ -74,9 +83,8 @@ def run(job: Job, gpus_per_worker: float, advance: Callable[[int], object]) -> N
                     raise ValueError(problem)
                 advance(job.size(shard))
         except RayError as error:
-            raise ValueError(
-                f"Ray gave up: {_first_line(error)} What was finished is kept: give the same command again."
-            ) from error
+            cause = _first_line(getattr(error, "cause", None) or error)
+            raise ValueError(f"Ray gave up ({cause}). What was finished is kept: give the same command again.") from error
         if len(shards.unfinished(job)) == before:
             raise ValueError(f"Nothing of {before} shards was written to {str(job.out)!r}. Do the workers see the same folder?")
 
@@ -114,12 +122,16 @@ def _results(job: Job, todo: list[int], gpus: float) -> Iterator[tuple[int, str]
 
 def packed_shards(job: Job, group: int, row: int, todo: list[int]) -> Iterator[pa.Table]:
     """The shards of a run, ready to travel; or, as workers do, what is wrong in words. Arguments as `shards.plan` has them."""
+    most = (AHEAD + 1) * job.workers
     try:
-        for shard, rows in shards.read_shards(job, group, row, todo):
+        for number, (shard, rows) in enumerate(shards.read_shards(job, group, row, todo)):
+            # Ray lets readers go on until its memory is full, and then spills to the disk. Here they wait for what they read.
+            while number >= most and not shards.is_finished(job.out, todo[number - most]):
+                time.sleep(PAUSE)
             yield shards.pack(shard, rows)
     except (ValueError, OSError, pa.ArrowException) as error:
         yield shards.refusal(f"{str(job.data)!r} cannot be read on: {_first_line(error)}")
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
