@@ -448,7 +448,7 @@ def start(folder: Path, out: str, *more: str, data: str = "questions.parquet", *
 
 
 def ended(process: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=900)
+    out, err = process.communicate(timeout=1800)
     return process.returncode, out, err
 
 
@@ -458,10 +458,12 @@ def parts(out: Path) -> int:
 
 def until_parts(process: subprocess.Popen, out: Path, count: int) -> None:
     """Wait until so many shards are finished."""
-    deadline = time.monotonic() + 300
-    while parts(out) < count:
+    seen, since = 0, time.monotonic()
+    while (found := parts(out)) < count:
         assert process.poll() is None, ended(process)
-        assert time.monotonic() < deadline, f"{parts(out)} shards after five minutes"
+        if found > seen:
+            seen, since = found, time.monotonic()
+        assert time.monotonic() - since < 300, f"{found} shards, and none for five minutes"
         time.sleep(0.02)
 
 
