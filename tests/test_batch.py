@@ -428,7 +428,8 @@ def test_readers_wait_for_what_they_have_read(tmp_path, monkeypatch):
     for packed in driver.packed_shards(job, 0, 0, list(range(20))):
         taken.append(packed["shard"][0].as_py())
     assert taken == list(range(20)) and waited == list(range(6, 20))
-    (refused,) = driver.packed_shards(job_of(tmp_path / "a.parquet", tmp_path, 4), 7, 0, [0])
+    (tmp_path / "a.parquet").unlink()
+    (refused,) = driver.packed_shards(job, 0, 0, [0])
     assert "cannot be read on" in refused["problem"][0].as_py()
 
 

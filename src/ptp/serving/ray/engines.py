@@ -69,7 +69,7 @@ class Transformers:
         for image in trace.images:
             before[image.row] += image.num_tokens
             after[image.row] += len(image.kept)
-        return [Answered(text.strip(), counts) for text, *counts in zip(texts, before, after, strict=True)]  # type: ignore[arg-type]
+        return [Answered(text.strip(), (all_, kept)) for text, all_, kept in zip(texts, before, after, strict=True)]
 
     def _placed(self, value: Tensor) -> Tensor:
         return value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
@@ -98,6 +98,7 @@ class Vllm:
         self.together = job.shard_rows
         self.processor = load_processor(path)
         self.image_id = AutoConfig.from_pretrained(path).image_token_id
+        self.markers = self._markers()
         self.sampling = vllm.SamplingParams(max_tokens=job.max_new_tokens, temperature=0)
         self.llm = vllm.LLM(path, **vllm_arguments(job)) if llm is None else llm
 
@@ -116,8 +117,18 @@ class Vllm:
 
     def _visual_tokens(self, pictures: Sequence[Image.Image], ids: Sequence[int]) -> tuple[int, int]:
         sizes = [(picture.height, picture.width) for picture in pictures]
-        before = sum(self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"])
-        return before, list(ids).count(self.image_id)
+        return self._told(sizes) - self.markers * len(sizes), list(ids).count(self.image_id)
+
+    def _told(self, sizes: Sequence[tuple[int, int]]) -> int:
+        return sum(self.processor._get_num_multimodal_tokens(image_sizes=sizes)["num_image_tokens"])
+
+    def _markers(self) -> int:
+        """How many of the tokens that the processor tells of a picture open and close it: of InternVL two, of others none."""
+        blank = Image.new("RGB", (64, 64))
+        turns = [{"role": "user", "content": content([blank], "What?")}]
+        text = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        ids = self.processor(text=[text], images=[blank])["input_ids"][0]
+        return self._told([(64, 64)]) - list(ids).count(self.image_id)
 
 
 def content(pictures: Sequence[Image.Image], question: str) -> list[dict[str, Any]]:
