@@ -8,6 +8,7 @@ LMMS := .venv-lmms
 LMMS_EVAL := lmms-eval==0.7.3
 LMMS_NEEDS := accelerate datasets evaluate httpx jsonlines loguru nltk numexpr openai packaging protobuf pydantic pytablewriter \
 	python-dotenv pyyaml sacrebleu scikit-learn sympy tenacity tiktoken tqdm-multiprocess zstandard
+RAY := .venv-ray
 VLLM := .venv-vllm
 RELEASE := .venv-release
 DOCS := .venv-docs
@@ -15,7 +16,7 @@ LOWEST_TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' p
 ORACLES := releases oracles families testing encoding syncs generate turns refusals loader videos evaluation own bench cli docs
 WORKERS := -n 2 --dist worksteal
 
-.PHONY: demo test test-lowest test-ui test-lmms test-vllm lint readme site release-check clean
+.PHONY: demo test test-lowest test-ui test-lmms test-ray test-vllm lint readme site release-check clean
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -76,6 +77,18 @@ $(LMMS)/.ready: pyproject.toml constraints.txt constraints-lmms.txt
 test-lmms: $(LMMS)/.ready
 	$(LMMS)/bin/python -m pytest tests/test_lmms.py
 
+# `ptp batch` on Ray Data. Ray goes with everything else here; it has an environment of its own because nothing else needs it.
+$(RAY)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(RAY)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]" pytest hypothesis
+	touch $@
+
+test-ray: export OMP_NUM_THREADS := 1
+
+test-ray: $(RAY)/.ready
+	$(RAY)/bin/python -m pytest -rs tests/test_batch.py
+
 # The plugin in a real engine (vLLM's build for the CPU, about 5 GB of disk): two and a half minutes to install, two to run.
 $(VLLM)/.ready: pyproject.toml constraints.txt tests/serving/environment.py
 	$(PYTHON) -m venv $(VLLM)
@@ -125,4 +138,4 @@ readme: $(VENV)/.ready
 		$(addprefix docs/results/,ablation.md models.md rivals.md first_token.md)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(LMMS) $(VLLM) $(UI) $(RELEASE) $(DOCS) dist site demo.html
+	rm -rf $(VENV) $(LOWEST) $(LMMS) $(RAY) $(VLLM) $(UI) $(RELEASE) $(DOCS) dist site demo.html

@@ -7,7 +7,7 @@ import torch
 import typer
 from transformers.utils import logging
 
-from . import INTERRUPTED, bench, convert, demo, evaluate, methods, models, run, stop, tune, ui
+from . import INTERRUPTED, batch, bench, convert, demo, evaluate, methods, models, run, stop, tune, ui
 
 app = typer.Typer(
     add_completion=False,
@@ -24,6 +24,7 @@ app.command("tune")(tune.tune)
 app.command("methods")(methods.methods)
 app.command("models")(models.models)
 app.command("convert")(convert.convert)
+app.command("batch")(batch.batch)
 app.command("ui")(ui.ui)
 
 

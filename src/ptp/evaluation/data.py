@@ -12,6 +12,8 @@ from ..pictures import open_picture
 SUFFIXES = (".parquet", ".jsonl", ".json", ".csv")
 BATCH = 64
 """Rows held at a time."""
+IN_PARTS: dict[str, Any] = {"buffer_size": 1 << 20, "pre_buffer": False}
+"""How parquet is opened: a column's bytes come so many at a time. pyarrow otherwise takes a whole row group into memory."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def read_questions(path: Path) -> Iterator[Question | BadRow]:
     for number, row in enumerate(_rows(path)):
         count += 1
         try:
-            yield _question(number, row, path.parent)
+            yield question_of(number, row, path.parent)
         except ValueError as error:
             yield BadRow(number, str(error))
     if not count:
@@ -96,7 +98,7 @@ def _batches(path: Path) -> Iterator[Any]:
     if path.stat().st_size == 0:
         return
     if path.suffix == ".parquet":
-        yield from pyarrow.parquet.ParquetFile(path).iter_batches(BATCH)
+        yield from pyarrow.parquet.ParquetFile(path, **IN_PARTS).iter_batches(BATCH)
     elif path.suffix == ".csv":
         strings = dict.fromkeys(("image", "question", "answer", "answers"), pyarrow.string())  # "007" stays what it is
         yield from pyarrow.csv.open_csv(path, convert_options=pyarrow.csv.ConvertOptions(column_types=strings))
@@ -104,7 +106,12 @@ def _batches(path: Path) -> Iterator[Any]:
         yield from pyarrow.json.open_json(path)
 
 
-def _question(number: int, row: dict[str, Any], folder: Path) -> Question:
+def question_of(number: int, row: dict[str, Any], folder: Path) -> Question:
+    """A row as a question; `folder` is where paths count from.
+
+    Raises:
+        ValueError: it is none.
+    """
     text = row["question"]
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"question must be a text, got {text!r}")
