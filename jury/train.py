@@ -91,8 +91,8 @@ ANSWERS = (
     Leg(replace(MORE, signs=(2, 3), repeated=0.4), 0.8, encoder=0.3, batch=0.5),
     Leg(replace(MORE, signs=(2, 4), tiles=2, grids=SMALL_GRIDS, step=7, steps=2000), 0.85),
     Leg(replace(ALL, signs=(2, 5), tiles=3, tasks=(*LOOK, "exists", "table", "tiny_text"), steps=1500), 0.85),
-    Leg(Phase(2500, True, 6, (2, 7), extra=("where", "where", "relation", "exists", "count"), grids=SMALL, scales=(1,)), 0.93),
-    Leg(Phase(2500, True, 12, (4, 7), extra=("relation", "relation", "exists", "count", "count"), scales=(1,))),
+    Leg(Phase(1500, True, 6, (2, 7), extra=("where", "where", "relation", "exists", "count"), grids=SMALL, scales=(1,)), 0.93),
+    Leg(Phase(2000, True, 12, (4, 7), extra=("relation", "relation", "exists", "count", "count"), scales=(1,))),
 )
 """Everything, by its answers. The learning rate falls in the last leg only."""
 
