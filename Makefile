@@ -81,7 +81,7 @@ test-lmms: $(LMMS)/.ready
 $(RAY)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(RAY)
 	$(RAY)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(RAY)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[ray]" pytest hypothesis
+	$(RAY)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[eval,ray]" pytest hypothesis
 	touch $@
 
 test-ray: export OMP_NUM_THREADS := 1
