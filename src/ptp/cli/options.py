@@ -208,7 +208,8 @@ def show_table(lines: Sequence[Sequence[str]], console: Console) -> None:
     heads, *rest = lines
     view = Table(box=SIMPLE_HEAD, show_edge=False, padding=0)
     for column in heads:
-        view.add_column(column, justify="left" if column == "method" else "right")
+        named = column == "method"
+        view.add_column(column, justify="left" if named else "right", overflow="fold" if named else "ellipsis")
     for line in rest:
         view.add_row(*line)
     console.print(view)
