@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..adapters import adapter_for
 from ..conversation import reader
+from ..errors import require_extra
 from ..evaluation.data import BadRow
 from ..evaluation.journal import Journal, append_line
 from ..evaluation.own import Asker
@@ -52,6 +53,7 @@ def tune(
     force: Annotated[bool, typer.Option("--force", help="Start again and overwrite existing results.")] = False,
 ) -> None:
     """Find the smallest keep whose answers stay the unpruned model's, and check what the signals say. No labels needed."""
+    require_extra("ptp tune", "eval", "scipy", "matplotlib")
     console = Console()
     source = _check(data, pictures, max_change)
     check_suffix(out, SUFFIXES)

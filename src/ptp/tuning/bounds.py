@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import beta, binom
 
 CONFIDENCE = 0.95
 
@@ -22,6 +20,8 @@ def clopper_pearson(changed: int, count: int, confidence: float = CONFIDENCE) ->
     """
     if not 0 <= changed <= count or count < 1:
         raise ValueError(f"changed must be in [0, count] and count positive, got {changed} of {count}. Count again.")
+    from scipy.stats import beta  # of the extra `eval`
+
     return 1.0 if changed == count else float(beta.ppf(confidence, changed + 1, count - changed))
 
 
@@ -38,6 +38,8 @@ def hoeffding_bentkus(values: Sequence[float], confidence: float = CONFIDENCE) -
     """
     if not len(values) or min(values) < 0 or max(values) > 1:
         raise ValueError(f"values must be some numbers in [0, 1], got {list(values)[:9]}. Pass shares of changed answers.")
+    from scipy.optimize import brentq
+
     count, mean = len(values), float(np.mean(values))
 
     def excess(bound: float) -> float:
@@ -50,6 +52,8 @@ def _chance(mean: float, count: int, bound: float) -> float:
     """At most how likely a mean as low as `mean` is where the true one is `bound`, above it."""
     if bound <= mean:
         return 1.0
+    from scipy.stats import binom
+
     hoeffding = math.exp(-count * _divergence(mean, bound))
     bentkus = math.e * float(binom.cdf(math.ceil(count * mean - 1e-9), count, bound))
     return min(1.0, hoeffding, bentkus)

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial import cKDTree
-from scipy.stats import spearmanr, wilcoxon
 
 UNCHANGED, PLACED, PILED = 0.95, 0.5, 0.5
 """From which rank correlation on a map is called unchanged; from which share on one is mostly position, or on outliers."""
@@ -40,6 +38,8 @@ def words_change(own: np.ndarray, other: np.ndarray) -> float | None:
     """
     if np.ptp(own) == 0 or np.ptp(other) == 0:
         return None
+    from scipy.stats import spearmanr  # of the extra `eval`
+
     return float(spearmanr(own, other).statistic)
 
 
@@ -72,6 +72,8 @@ def _same_places(a: Map, b: Map) -> bool:
 
 def _nearest(a: Map, b: Map) -> np.ndarray:
     """(N,) the token of `b` that is nearest to each of `a`."""
+    from scipy.spatial import cKDTree
+
     found = np.empty(len(a.scores), dtype=int)
     for whole in (False, True):
         mine, theirs = np.flatnonzero(a.whole == whole), np.flatnonzero(b.whole == whole)
@@ -102,6 +104,8 @@ def more(a: Sequence[float], b: Sequence[float]) -> float:
 
     Source: Wilcoxon, Biometrics Bulletin 1 (1945).
     """
+    from scipy.stats import wilcoxon
+
     difference = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     return float(wilcoxon(difference, alternative="greater").pvalue) if difference.any() else 1.0
 
