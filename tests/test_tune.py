@@ -3,9 +3,11 @@
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import families
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from scipy.stats import binomtest, ttest_rel
 
 import ptp
+from ptp.bench.measure import encode_prompt
 from ptp.cli import main
 from ptp.evaluation.agreement import agreement, answer
 from ptp.evaluation.data import Question
@@ -21,13 +24,16 @@ from ptp.evaluation.own import Asker
 from ptp.methods.parsing import parse_variants
 from ptp.testing import FAMILIES
 from ptp.tiny.demo import load_demo
+from ptp.tiny.drawing import draw_scene
 from ptp.tuning.bounds import change_bound, clopper_pearson, hoeffding_bentkus, pictures_needed
 from ptp.tuning.candidates import Arm, arms, candidates
 from ptp.tuning.outcome import lines, proposed, verdict
 from ptp.tuning.race import FINALISTS, Seen, best, places, rounds, surely_worse, survivors
 from ptp.tuning.rows import GENERIC, halves
-from ptp.tuning.tuned import read_tuned
+from ptp.tuning.tuned import read_tuned, shape_of
 from ptp.tuning.tuner import Tuner, signal_readers
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(("changed", "count"), [(0, 1), (0, 299), (3, 40), (39, 40), (40, 40)])
@@ -324,6 +330,19 @@ def test_another_model_is_a_warning_of_one_line(tmp_path, here, folder):
     result = here("run", next(iter(load_demo()[0])), "-q", "What?", "--settings", path, "--json")
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("ptp: ")]  # torchao may talk, too
     assert result.returncode == 0 and line.startswith("ptp: These settings were tuned on other 0123, not on ptp-tiny ")
+
+
+def test_the_page_takes_it_as_written(tmp_path, monkeypatch):
+    """The Python of docs/tuning.md, behind a prompt; a warning would fail it."""
+    (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs/tuning.md").read_text(), re.MULTILINE | re.DOTALL)
+    model, processor = ptp.load()
+    picture = draw_scene(np.random.default_rng(0), (4, 3)).image
+    write(tmp_path / "tuned.json", shape=shape_of(model))
+    monkeypatch.chdir(tmp_path)
+    names = {"inputs": encode_prompt(processor, [picture], "Read the red circle.", model)}
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        exec(code, names)
+    assert names["trace"].visual_tokens == (208, 104)
 
 
 @pytest.mark.parametrize(
