@@ -14,6 +14,9 @@ from .job import Job
 from .worker import Worker
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray tells its makers about every cluster otherwise
+os.environ.setdefault(
+    "RAY_BACKEND_LOG_LEVEL", "fatal"
+)  # and says on stderr, in every run, how its own pools of actors are made
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext, TaskPoolStrategy

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from ... import __version__
+from ...errors import UnsupportedModelError
 from ...loader import load, load_processor
 from ...pruner import Pruner
 from ...tiny import WEIGHTS
@@ -32,6 +33,10 @@ class Answered:
 
     text: str
     visual_tokens: tuple[int, int]
+
+
+Outcome = tuple[list[int], list[Answered], Exception | None]
+"""Numbers of rows, and their answers; or why the only one has none."""
 
 
 class Transformers:
@@ -129,6 +134,23 @@ class Vllm:
         text = self.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         ids = self.processor(text=[text], images=[blank])["input_ids"][0]
         return self._told([(64, 64)]) - list(ids).count(self.image_id)
+
+
+def apart_where_needed(engine: Any, asked: Sequence[tuple[int, Asked]]) -> list[Outcome]:
+    """(numbers, answers, error) of rows asked together; where that goes wrong, of each alone, which tells who is to blame.
+
+    Raises:
+        UnsupportedModelError: the model cannot be pruned, whatever it is asked.
+    """
+    numbers = [number for number, _ in asked]
+    try:
+        return [(numbers, engine.answer([one for _, one in asked]), None)]
+    except UnsupportedModelError:
+        raise
+    except Exception as error:
+        if len(asked) == 1:
+            return [(numbers, [], error)]
+    return [part for one in asked for part in apart_where_needed(engine, [one])]
 
 
 def content(pictures: Sequence[Image.Image], question: str) -> list[dict[str, Any]]:

@@ -89,7 +89,7 @@ class Worker:
 
         def ask() -> None:
             nonlocal unexpected
-            for numbers, answers, error in _apart_where_needed(self.engine, asked):
+            for numbers, answers, error in engines.apart_where_needed(self.engine, asked):
                 if error is None:
                     self.known = self.known or next(one for number, one in asked if number == numbers[0])
                     found.extend(
@@ -117,19 +117,6 @@ class Worker:
         if not question.pictures:
             raise ValueError("image must be a picture or several, got an empty list")
         return question.open(), question.text
-
-
-def _apart_where_needed(engine: Any, asked: Sequence[tuple[int, engines.Asked]]) -> Any:
-    """(numbers, answers, error) of rows asked together; where that goes wrong, of each alone, which tells who is to blame."""
-    numbers = [number for number, _ in asked]
-    try:
-        return [(numbers, engine.answer([one for _, one in asked]), None)]
-    except UnsupportedModelError:
-        raise
-    except Exception as error:
-        if len(asked) == 1:
-            return [(numbers, [], error)]
-    return [part for one in asked for part in _apart_where_needed(engine, [one])]
 
 
 def _said(error: BaseException) -> str:
