@@ -9,6 +9,7 @@ from ptp import METHODS
 from ptp.conversation import InstructionFinder, words_of_pictures
 from ptp.runtime import Picture
 from ptp.serving.vllm.config import refusal
+from ptp.serving.vllm.encoding import in_runs
 from ptp.serving.vllm.plugin import check_version
 from ptp.serving.vllm.positions import Shown, shifts, split_shifts, text_positions, with_shifts
 from ptp.serving.vllm.reuse import Encoded, Reuse
@@ -42,6 +43,16 @@ def test_rows_and_columns_keep_their_places():
     shift = torch.cat([torch.zeros(2, 3), shifts(first, 5), torch.zeros(1, 3), shifts(second, 2), torch.zeros(1, 3)])
     wanted = [(0,) * 3, (1,) * 3, (2, 2, 6), (2, 4, 3), (7,) * 3, (8, 8, 8), (10,) * 3]
     assert list(map(tuple, (told[:, None] + shift).long().tolist())) == wanted and more == 11 - 7
+
+
+@given(st.lists(st.integers(1, 50), max_size=12), st.integers(1, 100), st.data())
+def test_no_more_is_encoded_at_a_time_than_there_is_room_for(tokens, most, data):
+    new = [number for number in range(len(tokens)) if data.draw(st.booleans())]
+    runs = in_runs(new, tokens, most)
+    sums = [sum(tokens[number] for number in run) for run in runs]
+    assert [number for run in runs for number in run] == new and all(runs)
+    assert all(total <= most or len(run) == 1 for total, run in zip(sums, runs, strict=True))
+    assert all(total + tokens[run[0]] > most for total, run in zip(sums, runs[1:], strict=False)), "none could be one run"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -82,6 +82,26 @@ def choose(encoded: Encoded, settings: Settings, words: Tensor) -> Tensor:
     return with_shifts(stay[order], shifts(places, encoded.columns))
 
 
+def in_runs(numbers: Sequence[int], tokens: Sequence[int], most: int) -> list[list[int]]:
+    """Which pictures are encoded together, in order.
+
+    The engine counts the tokens that stay, and hands over more pictures at a time than it has measured that there is room for.
+
+    Args:
+        numbers: Of the pictures. tokens: Visual tokens of each picture there is, before anything is dropped.
+        most: So many visual tokens are encoded at a time, or one picture.
+    """
+    runs: list[list[int]] = []
+    room = 0
+    for number in numbers:
+        if not runs or tokens[number] > room:
+            runs.append([])
+            room = most
+        runs[-1].append(number)
+        room -= tokens[number]
+    return runs
+
+
 def encode_and_choose(
     adapter: Adapter,
     reuse: Reuse,
@@ -89,13 +109,14 @@ def encode_and_choose(
     part: Callable[[Inputs, Sequence[int]], Inputs],
     run: Callable[..., Sequence[Tensor]],
     embed: Callable[[Tensor], Tensor],
+    most: int,
 ) -> list[Tensor]:
     """The tokens that stay of each picture, as `choose` puts them.
 
     Args:
         inputs: What the engine gives the encoder, and what `processor.Order.fields` put beside it.
         part: Gives the inputs of some of the pictures by their numbers. run: The engine's own encoding.
-        embed: Embeds ids.
+        embed: Embeds ids. most: As `in_runs`.
     """
     own = {name: inputs.pop(name) for name in list(inputs) if name.startswith("ptp_")}
     settings = from_canonical(bytes(own["ptp_settings"].tolist()).decode())
@@ -103,10 +124,10 @@ def encode_and_choose(
     keys = [(bytes(key.tolist()), reads, settings.pruner.window) for key in own["ptp_key"]]
     found = [reuse.get(key) for key in keys]
     new = [number for number, encoded in enumerate(found) if encoded is None]
-    if new:
-        tokens = own["ptp_tokens"].tolist()
-        fresh = encode(adapter, settings, part(inputs, new), [tokens[number] for number in new], run)
-        for number, encoded in zip(new, fresh, strict=True):
+    tokens = own["ptp_tokens"].tolist()
+    for together in in_runs(new, tokens, most):
+        fresh = encode(adapter, settings, part(inputs, together), [tokens[number] for number in together], run)
+        for number, encoded in zip(together, fresh, strict=True):
             found[number] = encoded
             reuse.put(keys[number], encoded)
     words = own["ptp_words"].split(own["ptp_word_count"].tolist())

@@ -30,6 +30,7 @@ class PrunesPictures:
         kwargs = model_config.multimodal_config.mm_processor_kwargs or {}
         self.ptp_adapter, self.ptp_reuse = self.adapter(), Reuse(reuse_bytes(kwargs.get(KEY)))
         self.ptp_width = self.row_width(model_config)
+        self.ptp_most = vllm_config.scheduler_config.max_num_encoder_input_tokens
         tokens = vllm_config.scheduler_config.max_num_batched_tokens
         # Two buffers that stay where they are: graphs that were captured look at these addresses.
         self.ptp_shift = torch.zeros(self.axes, tokens, dtype=torch.int64)
@@ -59,7 +60,7 @@ class PrunesPictures:
         if "ptp_settings" not in kwargs:
             return run(**kwargs)
         embed: Any = self.get_language_model().embed_input_ids  # type: ignore[attr-defined]
-        return encode_and_choose(self.ptp_adapter, self.ptp_reuse, kwargs, self.part, run, embed)
+        return encode_and_choose(self.ptp_adapter, self.ptp_reuse, kwargs, self.part, run, embed, self.ptp_most)
 
     def embed_input_ids(
         self, input_ids: Tensor, multimodal_embeddings: Any = None, *, is_multimodal: Tensor | None = None
