@@ -1,8 +1,11 @@
 """`ptp batch`: a file of questions answered by a pool of workers, pruned."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,9 +85,14 @@ def _work(job: Any, out: Path, gpus_per_worker: float) -> None:
             bars = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             shown = Progress(*bars, console=console, transient=True)
             say = lambda text: console.print(text, highlight=False, markup=False)  # noqa: E731
-            with driver.connected(job.workers, gpus_per_worker, say), shown as progress:
+            with driver.connected(job.workers, gpus_per_worker, say), shown as progress, _listening() as stop_if_asked:
                 bar = progress.add_task("Rows", total=job.rows, completed=job.rows - left)
-                driver.run(job, gpus_per_worker, lambda rows: progress.advance(bar, rows))
+
+                def advance(rows: int) -> None:
+                    progress.advance(bar, rows)
+                    stop_if_asked()
+
+                driver.run(job, gpus_per_worker, advance)
     except KeyboardInterrupt:
         done = job.rows - sum(job.size(shard) for shard in shards.unfinished(job))
         stop(f"interrupted: {done:,} of {job.rows:,} rows are finished. The same command goes on.", INTERRUPTED)
@@ -93,6 +101,26 @@ def _work(job: Any, out: Path, gpus_per_worker: float) -> None:
     if bad:
         told = f"{bad:,} rows were bad, the first: {first}. All reasons are in {out / shards.ERRORS}"
         console.print(told, highlight=False, markup=False)
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[Callable[[], None]]:
+    """Hear Ctrl-C, even where Ray, in the middle of something, catches its exception: what is yielded raises it again."""
+    pressed: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        pressed.append(number)
+        signal.default_int_handler(number, frame)
+
+    def stop_if_asked() -> None:
+        if pressed:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield stop_if_asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _engine_arguments(text: str, engine: str) -> dict[str, Any]:
