@@ -96,6 +96,15 @@ def table(told: dict) -> list[str]:
     return lines
 
 
+def page(told: dict) -> str:
+    """What was measured as a page, with what it is and where it comes from."""
+    from ptp.cli.options import titled
+
+    what = __doc__.split("\n\n", 1)[1]  # type: ignore[union-attr]
+    facts = {name: told[name] for name in ("command", "date", "machine", "versions", "rounds", "requests", "new_tokens")}
+    return titled("What pruning gives a server", what + "\n" + "\n".join(table(told)) + "\n", facts)
+
+
 def about() -> dict:
     """Command, machine, date and versions."""
     import vllm
@@ -112,7 +121,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=4, help="requests at a time for each contender in a round")
     parser.add_argument("--new-tokens", type=int, default=8)
-    parser.add_argument("--out", type=Path, help="write the figures there, as JSON")
+    parser.add_argument("--out", type=Path, help="write the figures there as JSON, and a page with the table beside")
     options = parser.parse_args()
     from vllm import LLM, SamplingParams
 
@@ -146,6 +155,7 @@ def main() -> None:
     print("\n".join(table(told)))
     if options.out:
         options.out.write_text(json.dumps(told, indent=1) + "\n")
+        options.out.with_suffix(".md").write_text(page(told))
 
 
 if __name__ == "__main__":
