@@ -4,22 +4,54 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+
+from ptp.adapters import adapter_for
+from ptp.testing import FAMILIES
+from ptp.testing.family import Scale
 
 pytestmark = pytest.mark.usefixtures("vllm")
 CLOSE = 1e-3
 
 
-@pytest.mark.parametrize("name", ["qwen2.5-vl", "qwen3-vl"])
-def test_qwen_vl(name):
-    """Rows and columns: pictures of three shapes, two in one prompt, two questions, six settings; chunks of 48 tokens."""
-    command = [sys.executable, "-m", "serving.qwen", name]
+@pytest.mark.parametrize("name, cases", [("qwen2.5-vl", 42), ("qwen3-vl", 42), ("llava-onevision", 62)])
+def test_family(name, cases):
+    """Pictures of three shapes, two in one prompt, two questions, settings of each request's own; chunks of 48 tokens. LLaVA:
+    every method that is served."""
+    command = [sys.executable, "-m", "serving.family", name]
     made = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert made.returncode == 0, made.stderr[-4000:]
     told = json.loads(made.stdout.strip().splitlines()[-1])
-    assert told["cases"] == 42
-    assert max(told["first"]) < CLOSE and max(told["again"]) < CLOSE
-    wrong = [value for value, pruned in zip(told["wrong"], told["pruned"], strict=True) if pruned]
-    assert min(wrong) > CLOSE, "wrong positions were not noticed"
-    assert max(value for value, pruned in zip(told["wrong"], told["pruned"], strict=True) if not pruned) < CLOSE
+    assert told["cases"] == len(told["first"]) == cases and told["pruned"] == len(told["remembered"])
+    assert max(told["first"]) < CLOSE and max(told["again"]) < CLOSE and max(told["remembered"]) < CLOSE
+    assert told["first: runs"] > 0 and told["remembered: runs"] == 0, "a picture that is remembered was encoded"
+    for wrong in (told["wrong in pictures"], told["wrong in text"]):
+        assert min(wrong[: told["pruned"]]) > CLOSE, "wrong positions were not noticed"
+        assert max(wrong[told["pruned"] :]) < CLOSE  # nothing was pruned in these
+    assert told["refused"] == []
+
+
+SIZES = (
+    (1, 1), (1, 200), (300, 2), (640, 6), (9, 1700), (30, 30), (100, 180), (333, 334), (500, 120), (672, 336), (800, 600),
+    (1152, 1151), (3000, 4000), (9000, 60), (8000, 8000), (300, 1), (5, 600),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_llava_is_laid_out_as_in_transformers(vllm, size):
+    """Published tiles: the engine counts, and we place, what the model of transformers packs."""
+    from vllm.model_executor.models.llava_onevision import LlavaOnevisionProcessingInfo
+
+    from ptp.serving.vllm.families.llava_onevision import Encoder
+
+    (width, height), text = size, dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
+    scale = Scale(hidden=16, layers=1, heads=1, mlp=16, real=True, text=text | dict(head_dim=16, intermediate_size=16))
+    model = FAMILIES["llava-onevision"].build(scale)
+    (own,) = Encoder(model.config).pictures([(height, width)])
+    wanted = adapter_for(model).packed(((height, width), True, "anyres_max_9"))
+    counts = LlavaOnevisionProcessingInfo(SimpleNamespace(get_hf_config=lambda _: model.config))
+    assert own.tokens == wanted.tokens == counts.get_num_image_tokens(image_width=width, image_height=height)
+    assert own.layout == wanted.layout and torch.equal(own.order, wanted.order)

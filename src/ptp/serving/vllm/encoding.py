@@ -28,7 +28,7 @@ def encode(
     """Run the engine's encoder on some pictures, and keep what the method reads of it.
 
     Args:
-        inputs: Of these pictures, without ours. tokens: Visual tokens of each.
+        inputs: Of these pictures, without ours. tokens: Of each, those among them that are no visual tokens (line ends).
         run: The engine's own encoding.
     """
     running, pruner = Running(), settings.pruner
@@ -65,6 +65,8 @@ def _own(picture: Any) -> Any:
 def choose(encoded: Encoded, settings: Settings, words: Tensor) -> Tensor:
     """(K, D + 2 A) of the tokens that stay, in prompt order, each with how far it is from where the engine takes it to be.
 
+    What stands among the visual tokens and is none of them (line ends) stays.
+
     Args:
         words: (R, D) embeddings of the user's words.
     """
@@ -78,8 +80,10 @@ def choose(encoded: Encoded, settings: Settings, words: Tensor) -> Tensor:
     if selection.mix is not None and len(kept) < picture.tokens:
         mixed = (selection.mix.to(features.device, torch.float32) @ features[:, :width].float()).to(features.dtype)
         stay = torch.cat([mixed, stay[:, width:]], dim=1)
-    places, order = encoded.places[kept].sort()
-    return with_shifts(stay[order], shifts(places, encoded.columns))
+    line_ends = torch.ones(len(encoded.features), dtype=torch.bool, device=features.device)
+    line_ends[encoded.places] = False
+    places, order = torch.cat([encoded.places[kept], line_ends.nonzero()[:, 0]]).sort()
+    return with_shifts(torch.cat([stay, encoded.features[line_ends]])[order], shifts(places, encoded.columns))
 
 
 def in_runs(numbers: Sequence[int], tokens: Sequence[int], most: int) -> list[list[int]]:
@@ -88,8 +92,8 @@ def in_runs(numbers: Sequence[int], tokens: Sequence[int], most: int) -> list[li
     The engine counts the tokens that stay, and hands over more pictures at a time than it has measured that there is room for.
 
     Args:
-        numbers: Of the pictures. tokens: Visual tokens of each picture there is, before anything is dropped.
-        most: So many visual tokens are encoded at a time, or one picture.
+        numbers: Of the pictures. tokens: Of each picture there is, before anything is dropped.
+        most: So many tokens are encoded at a time, or one picture.
     """
     runs: list[list[int]] = []
     room = 0

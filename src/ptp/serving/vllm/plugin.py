@@ -6,11 +6,12 @@ TESTED = "0.32"
 """The minor version that the plugin was tested with."""
 FAMILIES = {
     "InternVLForConditionalGeneration": "internvl:PrunedInternVL",
+    "LlavaOnevisionForConditionalGeneration": "llava_onevision:PrunedLlavaOnevision",
     "Qwen2_5_VLForConditionalGeneration": "qwen_vl:PrunedQwen25VL",
     "Qwen3VLForConditionalGeneration": "qwen_vl:PrunedQwen3VL",
 }
 """Architectures, and the class under `families` that takes the place of vLLM's own."""
-SHARDED = ("Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration")
+SHARDED = tuple(architecture for architecture in FAMILIES if not architecture.startswith("InternVL"))
 """Those whose encoder's heads are shared out among devices: none of them could say what all attend to."""
 
 

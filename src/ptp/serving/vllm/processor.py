@@ -54,7 +54,7 @@ class Order:
         """What travels with the pictures to the worker.
 
         Args:
-            tokens: Visual tokens of each picture.
+            tokens: Of each picture, line ends among them.
         """
         keys = [hashlib.blake2b(key.encode(), digest_size=16).digest() for key in self.keys]
         return {
@@ -78,8 +78,11 @@ def embeds_of(details: PromptUpdateDetails) -> list[bool]:
     return [True] * len(details.full) if details.is_embed is None else details.is_embed(details.full).tolist()
 
 
-def shorten(details: PromptUpdateDetails, settings: Settings) -> Shortened:
+def shorten(details: PromptUpdateDetails, settings: Settings, line_ends: int = 0) -> Shortened:
     """The placeholders of the tokens that stay: the first of those of all.
+
+    Args:
+        line_ends: How many of them are line ends, which stay and are not in the budget.
 
     Raises:
         ValueError: the picture has more tokens than can be told apart.
@@ -88,7 +91,7 @@ def shorten(details: PromptUpdateDetails, settings: Settings) -> Shortened:
     total = sum(embeds)
     if total > LARGEST:
         raise ValueError(f"A picture may have {LARGEST} visual tokens where it is pruned, got {total}. Make it smaller.")
-    budget = settings.stage.budget(total)
+    budget = settings.stage.budget(total - line_ends) + line_ends
     full, seen = [], 0
     for number, embed in zip(details.full, embeds, strict=True):
         seen += embed
@@ -100,7 +103,8 @@ def shorten(details: PromptUpdateDetails, settings: Settings) -> Shortened:
 class PrunesPrompts:
     """What a multi-modal processor of vLLM does otherwise where pictures are to be pruned; it stands before that one.
 
-    A family says how many visual tokens its pictures have (`visual_tokens`), and what of its encoder can be read.
+    A family says how many tokens its pictures have (`visual_tokens`), how many of these are line ends (`line_ends`), what
+    of its encoder can be read, and what else rules pruning out (`check`).
 
     Attributes:
         has_cls: Whether the encoder has [CLS].
@@ -114,8 +118,15 @@ class PrunesPrompts:
         self._settings({})  # wrong settings of the engine are told when it starts
 
     def visual_tokens(self, processed: Mapping[str, Any]) -> list[int]:
-        """Of each picture, from what the Hugging Face processor made of them."""
+        """Of each picture, line ends among them, from what the Hugging Face processor made of them."""
         raise NotImplementedError(f"{type(self).__name__} must define visual_tokens(processed).")
+
+    def line_ends(self, pictures: ImageProcessorItems) -> list[int]:
+        """How many of each picture's tokens are line ends, which the encoder gives with it."""
+        return [0] * len(pictures)
+
+    def check(self, settings: Settings) -> None:
+        """Raise ValueError where the model cannot be pruned so."""
 
     @functools.cached_property
     def _finder(self) -> InstructionFinder:
@@ -133,6 +144,7 @@ class PrunesPrompts:
             if asked[0] != asked[1]:
                 raise ValueError(f"{KEY}: {name} is the engine's, a request cannot set it. Pass it when the engine starts.")
         if settings is not None:
+            self.check(settings)
             self._check_reads(settings)
         reason = getattr(ctx.get_hf_config(), REFUSED, None)
         if settings is not None and reason is not None:
@@ -266,9 +278,13 @@ class PrunesPrompts:
             mm_items, without_settings(hf_processor_mm_kwargs), out_mm_kwargs
         )
         order = hf_processor_mm_kwargs.get(KEY)
-        if not isinstance(order, Order) or "image" not in updates:
+        if not isinstance(order, Order) or not updates.get("image"):
             return updates
-        short = [[replace(each, content=shorten(each.content, order.settings)) for each in item] for item in updates["image"]]
+        ends = self.line_ends(mm_items.get_items("image", ImageProcessorItems))
+        short = [
+            [replace(each, content=shorten(each.content, order.settings, count)) for each in item]
+            for item, count in zip(updates["image"], ends, strict=True)
+        ]
         return {**updates, "image": short}
 
 

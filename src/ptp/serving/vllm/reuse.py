@@ -15,8 +15,8 @@ class Encoded:
     """One picture as the encoder sees it.
 
     Attributes:
-        features: (N, D) as the engine's own encoding makes them, in prompt order.
-        picture: What a method may read of it, but for text. places: (N,) where its tokens are in prompt order.
+        features: (M, D) as the engine's own encoding makes them, in prompt order; not all need be visual tokens (line ends).
+        picture: What a method may read of it, but for text. places: (N,) where its visual tokens are among them.
         columns: Tokens in a row where positions have rows and columns.
     """
 
