@@ -37,7 +37,7 @@ class Served:
     """How a family is tried.
 
     Attributes:
-        sizes: (width, height) of the pictures; the first two are also shown in one prompt.
+        sizes: (width, height) of the pictures; one prompt shows the second and the first, which has more tiles.
         settings: Every question is asked under each. once: One question is asked under each.
         processor: Files of the processor, beside those that transformers writes.
         own: Whether the pixels are made by the published processor, as in vLLM, and not by that of `ptp.testing`.
@@ -158,7 +158,7 @@ def main() -> None:
             enforce_eager=True, limit_mm_per_prompt={"image": 2, "video": 0}, seed=0,
         )  # fmt: skip
     photos = [photo(number, size) for number, size in enumerate(SHOWN.sizes)]
-    cases = [(tuple(photos[:2]), QUESTIONS[0], own) for own in SHOWN.settings]
+    cases = [((photos[1], photos[0]), QUESTIONS[0], own) for own in SHOWN.settings]
     cases += [((picture,), asked, own) for picture in photos for asked in QUESTIONS for own in SHOWN.settings]
     cases += [((photos[0],), QUESTIONS[0], own) for own in SHOWN.once]
     cases.sort(key=lambda case: case[2] is None)  # those that are pruned come first
@@ -174,16 +174,19 @@ def main() -> None:
     runs: list[int] = []
 
     def listen(served: Any) -> None:
+        served.ptp_most = 1000  # room for two pictures at a time
         served.ptp_adapter.vision.register_forward_pre_hook(lambda *_, **__: runs.append(1), with_kwargs=True)
 
     def ask(name: str, count: int = len(cases)) -> None:
-        """Tell how far the first `count` cases are from transformers, and how often the encoder ran."""
+        """Tell how far the first `count` cases are from transformers, and how often the encoder ran; each prompt's length, and
+        how much of it was in the prefix cache."""
         runs.clear()
         outputs = engine.generate(requests[:count], sampling, use_tqdm=False)
         first = [output.outputs[0].logprobs[0] for output in outputs]
         pairs = zip(first, wanted, strict=False)
         told[name] = [max(abs(each.logprob - float(rows[token])) for token, each in step.items()) for step, rows in pairs]
-        told[f"{name}: runs"], told[f"{name}: lengths"] = len(runs), [len(output.prompt_token_ids) for output in outputs]
+        told[f"{name}: runs"] = len(runs)
+        told[f"{name}: prompts"] = [(len(output.prompt_token_ids), output.num_cached_tokens) for output in outputs]
 
     def forget() -> None:
         """All but what the plugin remembers itself."""

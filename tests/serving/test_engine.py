@@ -183,7 +183,9 @@ def test_other_models_do_not_start_where_they_are_to_be_pruned(engine):
 
     start("LlavaForConditionalGeneration", None)
     start("LlavaForConditionalGeneration", {"do_resize": False})
-    with pytest.raises(ValueError, match="LlavaForConditionalGeneration cannot be pruned in vLLM, only InternVL"):
+    with pytest.raises(
+        ValueError, match=r"LlavaForConditionalGeneration cannot be pruned in vLLM, only Int.*LlavaOnevisionFor"
+    ):
         start("LlavaForConditionalGeneration", {"ptp": {"keep_ratio": 0.5}})
 
 

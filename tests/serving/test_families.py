@@ -1,5 +1,6 @@
 """Families other than InternVL, in engines of their own, against transformers."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -27,11 +28,31 @@ def test_family(name, cases):
     told = json.loads(made.stdout.strip().splitlines()[-1])
     assert told["cases"] == len(told["first"]) == cases and told["pruned"] == len(told["remembered"])
     assert max(told["first"]) < CLOSE and max(told["again"]) < CLOSE and max(told["remembered"]) < CLOSE
+    assert all(cached > 0 for length, cached in told["again: prompts"] if length > 33), "no prefix was reused"
     assert told["first: runs"] > 0 and told["remembered: runs"] == 0, "a picture that is remembered was encoded"
     for wrong in (told["wrong in pictures"], told["wrong in text"]):
         assert min(wrong[: told["pruned"]]) > CLOSE, "wrong positions were not noticed"
         assert max(wrong[told["pruned"] :]) < CLOSE  # nothing was pruned in these
     assert told["refused"] == []
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"vision_aspect_ratio": "anyres_max_3"}, "vision_aspect_ratio must be 'anyres_max_9'"),
+        ({"vision_feature_select_strategy": "default"}, "all its patches are features"),
+        ({}, None),
+    ],
+)
+def test_llavas_that_vllm_lays_out_in_another_way_are_refused(vllm, more, message):
+    from ptp.serving.vllm.families.llava_onevision import Processor
+    from ptp.serving.vllm.settings import resolve
+
+    vision = SimpleNamespace(model_type="siglip_vision_model")
+    published = {"vision_aspect_ratio": "anyres_max_9", "vision_feature_select_strategy": "full", "vision_config": vision}
+    processor = SimpleNamespace(info=SimpleNamespace(get_hf_config=lambda: SimpleNamespace(**published | more)))
+    with pytest.raises(ValueError, match=message) if message else contextlib.nullcontext():
+        Processor.check(processor, resolve({"keep_ratio": 0.5}))
 
 
 SIZES = (
