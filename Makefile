@@ -89,7 +89,7 @@ test-ray: export OMP_NUM_THREADS := 1
 test-ray: $(RAY)/.ready
 	$(RAY)/bin/python -m pytest -rs tests/test_batch.py
 
-# The plugin in a real engine (vLLM's build for the CPU, about 5 GB of disk): two and a half minutes to install, two to run.
+# The plugin in a real engine (vLLM's build for the CPU, about 5 GB of disk): two and a half minutes to install, three to run.
 $(VLLM)/.ready: pyproject.toml constraints.txt tests/serving/environment.py
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt torch
