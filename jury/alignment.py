@@ -5,6 +5,7 @@ right word for it: its colour, its shape or its label, as questions or as answer
 between visual tokens and the words of a question says where to look; on real checkpoints it rarely is.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ptp import RandomPruner, load
 from ptp.adapters import adapter_for
+from ptp.cli.options import provenance, write_whole
 from ptp.evaluation import Sample, draw_sample
 from ptp.evaluation.samples import evidence_tokens
 from ptp.tiny import WEIGHTS
@@ -60,15 +62,21 @@ def alignment(model: Any, processor: Any, samples: list[Sample]) -> dict[str, fl
 def main(
     models: Annotated[list[Path] | None, typer.Argument(help="Checkpoint directories.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Pictures of the tuning split.")] = 200,
+    out: Annotated[Path | None, typer.Option(help="Write it here, too, as JSON.")] = None,
 ) -> None:
     """Print a table."""
+    found_of: dict[str, dict[str, float]] = {}
     print("| model | sign tokens | nearest is its colour | its shape | its label | any of these |\n|---|---|---|---|---|---|")
     for path in models or [WEIGHTS]:
         model, processor = load(path)
         drawn = [draw_sample(0, "tune", number, read_difficulty(path)) for number in range(samples)]
-        found = alignment(model, processor, drawn)
-        shares = " | ".join(f"{found[name]:.3f}" for name in ("color", "shape", "label", "any"))
-        print(f"| {'ptp-tiny' if path == WEIGHTS else path.name} | {found['tokens']:,} | {shares} |")
+        name = "ptp-tiny" if path == WEIGHTS else path.name
+        found = found_of[name] = alignment(model, processor, drawn)
+        shares = " | ".join(f"{found[word]:.3f}" for word in ("color", "shape", "label", "any"))
+        print(f"| {name} | {found['tokens']:,} | {shares} |")
+    if out is not None:
+        text = json.dumps({"about": provenance() | {"pictures": samples}, "models": found_of}, indent=1) + "\n"
+        write_whole(out, lambda path: path.write_text(text))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import ptp
 from ptp.evaluation import Cell, Examiner, batches, draw_sample
 from ptp.methods.parsing import parse_variants
 from ptp.tiny import lessons
+from ptp.tiny.difficulty import read_difficulty
 from ptp.tiny.drawing import GRIDS, draw_scene
 from ptp.tiny.model import IMAGE_MEAN, IMAGE_STD
 
@@ -20,6 +21,8 @@ import alignment
 import models
 import train
 
+JURY = Path(__file__).parents[1] / "jury"
+TRAINED = sorted(path.parent.name for path in JURY.glob("*/model.safetensors"))
 SMALL = lessons.Phase(10, True, 2, (1, 3), grids=models.SMALL_GRIDS, scales=(1,), questions=3)
 
 
@@ -132,6 +135,19 @@ def test_a_juror_is_examined_like_any_other(name, saved):
         cell = Cell("read", contender.name, 0.5)
         examiner.fill(cell, contender)
         assert len(cell.right) == 2 and 0 < cell.kept <= 0.5 * cell.total + 1
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+def test_a_trained_juror_has_learned_what_it_says(trained):
+    """Of twelve pictures it has not seen, each of its tasks; a colour can be guessed once in eight."""
+    model, processor = ptp.load(JURY / trained)
+    learned = read_difficulty(JURY / trained)
+    assert model.config.model_type == pupil(trained).model.config.model_type
+    examiner = Examiner(model, processor, batches(draw_sample(5, "report", number, learned) for number in range(12)), [])
+    for task in learned.tasks:
+        cell = Cell(task, "full", 1.0)
+        examiner.fill(cell, None)
+        assert sum(cell.right) >= (10 if task in ("color", "shape") else 6), task
 
 
 def test_alignment_counts_the_tokens_whose_nearest_word_is_right(monkeypatch):
