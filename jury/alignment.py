@@ -6,6 +6,8 @@ between visual tokens and the words of a question says where to look; on real ch
 """
 
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,12 +72,13 @@ def main(
     for path in models or [WEIGHTS]:
         model, processor = load(path)
         drawn = [draw_sample(0, "tune", number, read_difficulty(path)) for number in range(samples)]
-        name = "ptp-tiny" if path == WEIGHTS else path.name
+        name = "ptp-tiny" if path.resolve() == WEIGHTS.resolve() else path.name
         found = found_of[name] = alignment(model, processor, drawn)
         shares = " | ".join(f"{found[word]:.3f}" for word in ("color", "shape", "label", "any"))
         print(f"| {name} | {found['tokens']:,} | {shares} |")
     if out is not None:
-        text = json.dumps({"about": provenance() | {"pictures": samples}, "models": found_of}, indent=1) + "\n"
+        about = provenance() | {"command": shlex.join(["python", "jury/alignment.py", *sys.argv[1:]]), "pictures": samples}
+        text = json.dumps({"about": about, "models": found_of}, indent=1) + "\n"
         write_whole(out, lambda path: path.write_text(text))
 
 

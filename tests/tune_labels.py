@@ -6,6 +6,7 @@ on other pictures; and both are compared on pictures that neither was chosen on.
 """
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -185,7 +186,8 @@ def main(
             for line in value if name == "shares" else [value]:
                 Console().print(f"{name}: {line}", highlight=False, markup=False, soft_wrap=True)
     if out is not None:
-        text = json.dumps({"about": provenance(), "models": found}, indent=1) + "\n"
+        about = provenance() | {"command": shlex.join(["python", "tests/tune_labels.py", *sys.argv[1:]])}
+        text = json.dumps({"about": about, "models": found}, indent=1) + "\n"
         write_whole(out, lambda path: path.write_text(text))
 
 
