@@ -108,6 +108,11 @@ def test_the_best_stay_however_many_there_are():
     assert [(one.name, one.share) for one in best({one: results[one] for one in left})] == [("a0", 0.5), ("a0", 0.1)]
     hopeless = {arm("good"): [Seen(False, 0.0, 1.0, 0.5)] * 12, arm("bad", 0.1): [Seen(True, 9.0, 1.0, 0.1)] * 12}
     assert len(survivors(hopeless, {0.5: 1, 0.1: 1}, 0)) == 2, "every share has somebody to tell of"
+    calm = [Seen(False, 0.0, 1.0, 0.5)] * 12
+    slow = [Seen(False, 0.1 + n / 99, 2.0, 0.1) for n in range(12)]
+    fast = [Seen(n % 3 == 0, 0.1, 1.0, 0.1) for n in range(12)]
+    dear = {arm("many, fast"): calm, arm("few, slow", 0.1): slow, arm("few, fast, worse", 0.1): fast}
+    assert len(survivors(dear, {0.5: 1, 0.1: 2}, 0)) == 3, "another share's neither loses nor wins a place in this one"
     assert Seen(True, math.inf, 1, 1).loss == 1 and Seen(False, 0, 1, 1).loss == 0
 
 

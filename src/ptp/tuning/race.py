@@ -59,23 +59,25 @@ def places(round_number: int, entered: int) -> int:
 
 
 def survivors(results: Results, entered: Mapping[float, int], round_number: int) -> list[Arm]:
-    """The arms that go on: those that are not surely worse than another, and of each share no more than there is room for.
+    """The arms that go on: not surely worse than another of their share, and of each share no more than there is room for.
+
+    Of their share only: one that loses more than another with more tokens, and is no faster, may still be the best of its own,
+    and a line of the table is read as that.
 
     Args:
         results: Of those that are still in the race.
         entered: How many arms of each share began it.
     """
-    arms = list(results)
-    losses = np.array([[seen.loss for seen in results[arm]] for arm in arms])
-    times = np.array([np.median([seen.time for seen in results[arm]]) for arm in arms])
-    worse = surely_worse(losses, times)
-    staying = []
-    for share in dict.fromkeys(arm.share for arm in arms):
-        own = [place for place, arm in enumerate(arms) if arm.share == share]
-        ranked = sorted(own, key=lambda place: losses[place].mean())
-        fit = [place for place in ranked if not worse[place]] or ranked[:1]  # every share has somebody to tell of
+    staying: list[Arm] = []
+    for share in dict.fromkeys(arm.share for arm in results):
+        own = [arm for arm in results if arm.share == share]
+        losses = np.array([[seen.loss for seen in results[arm]] for arm in own])
+        times = np.array([np.median([seen.time for seen in results[arm]]) for arm in own])
+        worse = surely_worse(losses, times)
+        ranked = losses.mean(axis=1).argsort(kind="stable")
+        fit = [own[place] for place in ranked if not worse[place]] or [own[ranked[0]]]  # every share has somebody to tell of
         staying += fit[: places(round_number, entered[share])]
-    return [arms[place] for place in sorted(staying)]
+    return [arm for arm in results if arm in staying]
 
 
 def surely_worse(losses: np.ndarray, times: np.ndarray) -> np.ndarray:
