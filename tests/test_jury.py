@@ -22,7 +22,7 @@ import models
 import train
 
 JURY = Path(__file__).parents[1] / "jury"
-TRAINED = sorted(path.parent.name for path in JURY.glob("*/model.safetensors"))
+TRAINED = ("idefics", "internvl", "llava")
 SMALL = lessons.Phase(10, True, 2, (1, 3), grids=models.SMALL_GRIDS, scales=(1,), questions=3)
 
 
@@ -139,7 +139,7 @@ def test_a_juror_is_examined_like_any_other(name, saved):
 
 @pytest.mark.parametrize("trained", TRAINED)
 def test_a_trained_juror_has_learned_what_it_says(trained):
-    """Of twelve pictures it has not seen, each of its tasks; a colour can be guessed once in eight."""
+    """Of twelve pictures it has not seen, each of its tasks; a colour is guessed once in eight, yes or no every other time."""
     model, processor = ptp.load(JURY / trained)
     learned = read_difficulty(JURY / trained)
     assert model.config.model_type == pupil(trained).model.config.model_type
@@ -147,7 +147,7 @@ def test_a_trained_juror_has_learned_what_it_says(trained):
     for task in learned.tasks:
         cell = Cell(task, "full", 1.0)
         examiner.fill(cell, None)
-        assert sum(cell.right) >= (10 if task in ("color", "shape") else 6), task
+        assert sum(cell.right) >= (10 if task in ("color", "shape", *train.OF_TWO) else 6), task
 
 
 def test_alignment_counts_the_tokens_whose_nearest_word_is_right(monkeypatch):
